@@ -82,9 +82,7 @@ def round_flops(
         cost, trained = costs[name], steps.get(name, 0)
         encoder_frozen = spec.mode is Mode.LORA and not spec.encoder_rank
         live = 0 if encoder_frozen else trained
-        flops += (
-            cost.fuse * total_steps * batch + cost.backward * trained * batch + cost.encode * live * batch
-        )
+        flops += cost.fuse * total_steps * batch + cost.backward * trained * batch + cost.encode * live * batch
         still = total_steps - live
         if still:
             once = 0 if resident and encoder_frozen else seen

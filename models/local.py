@@ -61,9 +61,7 @@ def batches(local: Local, device: str, round: int, windows: int, steps: int) -> 
         raise ValueError(f"device {device} has no windows to train on")
     rng = _rng(local, device, round, 0)
     epochs = -(-steps * local.batch // windows)
-    order = (
-        np.concatenate([rng.permutation(windows) for _ in range(epochs)]) if epochs else np.zeros(0, np.int64)
-    )
+    order = np.concatenate([rng.permutation(windows) for _ in range(epochs)]) if epochs else np.zeros(0, np.int64)
     return order[: steps * local.batch].reshape(steps, local.batch)
 
 

@@ -57,9 +57,7 @@ class Partition:
         layout = self.frozen.get(block, ()) if base else self.trainable[block]
         expected = sum(t.size for t in layout)
         if vector.shape != (expected,):
-            raise ValueError(
-                f"block {block}: expected a vector of {expected} values, got shape {vector.shape}"
-            )
+            raise ValueError(f"block {block}: expected a vector of {expected} values, got shape {vector.shape}")
         tensors, start = {}, 0
         for t in layout:
             tensors[t.name] = vector[start : start + t.size].reshape(t.shape)
@@ -142,7 +140,8 @@ def _initial_tensor(spec: ModelSpec, t: TensorSpec, rng: np.random.Generator) ->
     zero = part in ("bias", "up") or t.name == "fusion.bias"
     if t.name == "fusion.lora_b" and spec.b_policy is BPolicy.FROZEN:
         q, r = np.linalg.qr(rng.standard_normal(t.shape))
-        return np.asarray(q * np.sign(np.diag(r)), np.float32).ravel()
+        orthonormal: Vector = np.asarray(q * np.sign(np.diag(r)), np.float32).ravel()
+        return orthonormal
     zero |= t.name == "fusion.lora_b"
     zero |= t.name.startswith("fusion.lora_a") and spec.b_policy is BPolicy.FROZEN
     if zero:

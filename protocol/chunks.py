@@ -27,8 +27,7 @@ def split(id: str, whole: bytes | memoryview, size: int = CHUNK) -> list[Chunk]:
     view, digest = memoryview(whole), hashlib.sha256(whole).digest()
     count = max(1, -(-len(view) // size))
     return [
-        Chunk(id=id, index=k, count=count, digest=digest, data=view[k * size : (k + 1) * size])
-        for k in range(count)
+        Chunk(id=id, index=k, count=count, digest=digest, data=view[k * size : (k + 1) * size]) for k in range(count)
     ]
 
 

@@ -53,9 +53,7 @@ class Tensor(Message):
     def of(cls, vector: npt.NDArray[Any], scale: float = 1.0) -> Tensor:
         """Wrap a contiguous vector without copying it."""
         plain = np.ascontiguousarray(vector)
-        return cls.model_validate(
-            {"dtype": plain.dtype.str, "data": memoryview(plain).cast("B"), "scale": scale}
-        )
+        return cls.model_validate({"dtype": plain.dtype.str, "data": memoryview(plain.view(np.uint8)), "scale": scale})
 
     def array(self) -> npt.NDArray[Any]:
         """The vector, read-only, over the message's own bytes; int8 is scaled back to float32.
@@ -86,8 +84,8 @@ class Manifest(Message):
     version: Count
     epoch: Count
     chunks: Count
-    bytes: Count
-    digest: bytes  # sha256 of the block's bytes
+    size: Count
+    digest: bytes  # sha256 of the block
     dtype: Literal["<f4", "<f8"] = "<f4"
     center: list[Finite] = []
     width: list[Finite] = []

@@ -41,9 +41,7 @@ class Leaf:
 _C, _D, _O = Role.COORDINATOR, Role.DEVICE, Role.OPERATOR
 
 TABLE: tuple[Leaf, ...] = (
-    Leaf(
-        "coordinator/state", _C, (_D, _O), "CoordinatorState", retained=True, about="epoch, boot, model; will"
-    ),
+    Leaf("coordinator/state", _C, (_D, _O), "CoordinatorState", retained=True, about="epoch, boot, model; will"),
     Leaf(
         "coordinator/round",
         _C,
@@ -74,9 +72,7 @@ TABLE: tuple[Leaf, ...] = (
     Leaf("device/{id}/status", _D, (_C, _O), "Status", retained=True, about="birth and death; will"),
     Leaf("device/{id}/update", _D, (_C,), "Chunk", about="chunk of an update"),
     Leaf("device/{id}/report", _D, (_C, _O), "Report", about="results of orders, declined assignments"),
-    Leaf(
-        "device/{id}/telemetry", _D, (_C, _O), "Telemetry", qos=0, about="power, temperature, memory, sensors"
-    ),
+    Leaf("device/{id}/telemetry", _D, (_C, _O), "Telemetry", qos=0, about="power, temperature, memory, sensors"),
     Leaf("device/{id}/prediction", _D, (_O,), "Prediction", qos=0, about="on-device inference"),
     Leaf("device/{id}/label", _O, (_D,), "Label", about="annotation of an interval"),
 )
