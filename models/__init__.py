@@ -1,4 +1,4 @@
-"""What is learned: encoders, the fusion layer, the block partition, costs. The parts without torch are exported here."""
+"""What is learned: encoders, the fusion layer, the block partition, costs. Exported here: what needs no torch."""
 
 from models.cost import BlockCost, block_costs, round_flops
 from models.local import Local, batches, effective_steps, kept

@@ -1,7 +1,7 @@
 """The local rule: what one device does with its windows between two rounds. Values and sampling only, no torch.
 
-Device runtime and simulator both follow it, so a round gives the same weights in either. At step t a block takes part if
-it has steps left (t < steps[block]) and was not dropped; a block that takes no part gets no gradient, so neither its
+Device runtime and simulator both follow it, so a round gives the same weights in either. At step t a block takes part
+if it has steps left (t < steps[block]) and was not dropped; a block that takes no part gets no gradient, so neither its
 weights nor its momentum change. Blocks are trained by SGD with heavy-ball momentum that starts at zero every round.
 """
 

@@ -1,0 +1,128 @@
+"""What a method decides, and nothing else: who trains what, how it is folded, what is learned from a round.
+
+RELIEF, its ablations and every rival are one small file each over this, so a comparison differs in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, ClassVar
+
+import numpy as np
+
+from coordinator.aggregation import Contribution, Divergence, Folded, Weighting, fold
+from coordinator.work import Budget, Member, Work, work
+from models.local import Local
+from models.partition import Vector
+from models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all methods have in common in a comparison.
+
+    epochs     local epochs of a full round
+    deadline   "none", "fastest" (the fastest device's full round), a quantile below 1 of the devices' full rounds, or
+               seconds from 1 on
+    joules     allowance per device and round; 0: none
+    bytes      uplink allowance per device and round; 0: none
+    """
+
+    epochs: float = 2.0
+    deadline: str | float = "none"
+    joules: float = 0.0
+    bytes: float = 0.0
+    local: Local = field(default_factory=Local)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One device's part in a round: local steps per block, under which budget, by which local rule."""
+
+    steps: dict[str, int]
+    budget: Budget
+    local: Local
+    seconds: float
+    joules: float = 0.0
+
+
+class Strategy:
+    """A method. Subclasses set the class attributes and override `plan`, and what else they do differently."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]  # whose method it is
+    absent: ClassVar[str]  # what it does with a modality that a device does not own
+    weighting: ClassVar[Weighting] = Weighting.NOVA
+
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        self.spec, self.settings = spec, settings
+
+    # -- the verbs -------------------------------------------------------------------------------
+
+    def plan(self, round: int, members: Sequence[Member]) -> dict[str, Plan]:
+        """Who trains what in this round. Devices that are left out, or given no steps, sit it out."""
+        raise TypeError(f"{type(self).__name__} does not say how it plans a round")
+
+    def fold(self, block: str, size: int, contributions: Iterable[Contribution], total_samples: int) -> Folded | None:
+        """One block's change from what its trainers sent, in device order; None leaves the block alone."""
+        return fold(size, contributions, self.weighting, total_samples)
+
+    def apply(self, block: str, base: Vector, folded: Folded) -> Vector:
+        """The block's next version, in the dtype of `base`."""
+        return (base + folded.delta).astype(base.dtype)
+
+    def observe(self, round: int, seen: Mapping[str, tuple[Divergence, float]]) -> None:
+        """What the round showed: block -> (divergence, norm of its weights), trained blocks only."""
+
+    def divergence(self) -> dict[str, float]:
+        """Smoothed divergence per block, for the display; empty where the method keeps none."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart, as plain values."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`."""
+
+    # -- what many methods need --------------------------------------------------------------------
+
+    def local(self) -> Local:
+        """The local rule of this method: the common one with the method's own changes."""
+        return self.settings.local
+
+    def cap(self, member: Member) -> int:
+        """Local steps of a full round: `epochs` over its windows."""
+        return max(1, ceil(self.settings.epochs * member.windows / self.settings.local.batch))
+
+    def work(self, member: Member) -> Work:
+        """The member's cost model under this method's local rule."""
+        rule = self.local()
+        return work(self.spec, member, rule.batch, everything=rule.zero_fill, cached=rule.cache, dropout=rule.dropout)
+
+    def full_seconds(self, member: Member) -> float:
+        """Seconds of the member's full round: everything it computes, for all its epochs."""
+        w = self.work(member)
+        return w.seconds(dict.fromkeys((*w.blocks, "shared"), self.cap(member)))
+
+    def deadline(self, members: Sequence[Member]) -> float:
+        """Seconds of a round, by the settings; infinite without a deadline."""
+        wanted = self.settings.deadline
+        if wanted == "none" or not members:
+            return float("inf")
+        full = [self.full_seconds(m) for m in members]
+        if wanted == "fastest":
+            return min(full)
+        number = float(wanted)
+        return float(np.quantile(full, number)) if number < 1 else number
+
+    def budget(self, deadline: float) -> Budget:
+        """The common limits of a device in a round of `deadline` seconds."""
+        s = self.settings
+        return Budget(deadline, s.joules or float("inf"), s.bytes or float("inf"))
+
+    def planned(self, w: Work, steps: dict[str, int], budget: Budget) -> Plan:
+        """A plan with its prediction."""
+        return Plan(steps, budget, self.local(), w.seconds(steps), w.joules(steps))
