@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # The CPU build: an unpinned torch would bring several GB of CUDA to a laptop.
 TORCH := torch==2.13.0
-EXTRAS := train,plot
+EXTRAS := train,plot,broker
 
 .PHONY: setup test check demo bench clean
 

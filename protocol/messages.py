@@ -53,7 +53,7 @@ class Tensor(Message):
     def of(cls, vector: npt.NDArray[Any], scale: float = 1.0) -> Tensor:
         """Wrap a contiguous vector without copying it."""
         plain = np.ascontiguousarray(vector)
-        return cls.model_validate({"dtype": plain.dtype.str, "data": memoryview(plain.view(np.uint8)), "scale": scale})
+        return cls.model_validate({"dtype": plain.dtype.str, "data": plain.view(np.uint8).data, "scale": scale})
 
     def array(self) -> npt.NDArray[Any]:
         """The vector, read-only, over the message's own bytes; int8 is scaled back to float32.

@@ -82,7 +82,7 @@ def check_name(name: str, what: str) -> str:
     """`name` itself if it can be a topic level; ValueError naming `what` otherwise."""
     if not _NAME.match(name) or len(name.encode()) > MAX_NAME:
         raise ValueError(
-            f"{what} {name!r}: use 1 to {MAX_NAME} of letters, digits, '_', '-' and '.', beginning with a letter or digit"
+            f"{what} {name!r}: use 1 to {MAX_NAME} letters, digits, '_', '-' or '.', beginning with a letter or digit"
         )
     return name
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Received:
     retained: bool = False
 
 
-Event = Union[Connected, Lost, Stopped, Received]
+Event = Connected | Lost | Stopped | Received
 Inbox = Callable[[Event], None]
 
 
