@@ -1,0 +1,69 @@
+"""Features of windows whose encoder did not change: computed lazily, once a round or (frozen encoders) for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class Features:
+    """The features of one modality for N windows; rows are filled the first time a batch asks for them.
+
+    ids    what makes two windows the same from one round to the next; rows that stay keep their features
+    """
+
+    def __init__(self) -> None:
+        self._rows: Tensor | None = None  # (N, d_m)
+        self._have: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._ids: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self.computed = 0  # windows that went through the encoder
+
+    def align(self, ids: npt.NDArray[np.int64]) -> None:
+        """Make row n stand for window ids[n]; what is known of windows that are still there is carried over."""
+        if np.array_equal(ids, self._ids):
+            return
+        have = np.zeros(len(ids), np.bool_)
+        if self._rows is not None:
+            _, new, old = np.intersect1d(ids, self._ids, return_indices=True)
+            new, old = new[self._have[old]], old[self._have[old]]
+            rows = self._rows.new_zeros((len(ids), self._rows.shape[1]))
+            rows[torch.from_numpy(new)] = self._rows[torch.from_numpy(old)]
+            have[new] = True
+            self._rows = rows
+        self._ids, self._have = ids.copy(), have
+
+    def batch(self, chosen: npt.NDArray[np.int64], x: Tensor, encode: Encode) -> Tensor:
+        """Features (B, d_m) of the windows `chosen` out of x (N, C, T)."""
+        missing = np.unique(chosen[~self._have[chosen]])
+        if len(missing):
+            at = torch.from_numpy(missing).to(x.device)
+            with torch.no_grad():
+                fresh = encode(x[at])
+            if self._rows is None or self._rows.dtype != fresh.dtype:
+                self._rows = fresh.new_zeros((len(self._ids), fresh.shape[1]))
+            self._rows[at] = fresh
+            self._have[missing] = True
+            self.computed += len(missing)
+        assert self._rows is not None
+        return self._rows[torch.from_numpy(chosen).to(x.device)]
+
+
+class ResidentFeatures:
+    """Features that outlive a round: one `Features` per modality, thrown away when its frozen base changes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[object, Features]] = {}
+
+    def of(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> Features:
+        """The features of modality `name` under frozen weights `base` (a digest), aligned to these windows."""
+        known = self._kept.get(name)
+        if known is None or known[0] != base:
+            known = self._kept[name] = (base, Features())
+        known[1].align(ids)
+        return known[1]

@@ -1,0 +1,227 @@
+"""Local training: what a device does with its windows between two rounds. Plain torch, one loop, one file.
+
+At step t a block takes part if it has steps left (t < steps[block]) and its modality was not dropped. A block that
+takes no part gets no gradient, so neither its weights nor its momentum change, and its features come from a cache.
+The rule itself (sampling, dropout, momentum) is models.local's; the simulator follows the same one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from device_runtime.features import Features, ResidentFeatures
+from device_runtime.stopwatch import BlockTime, Stopwatch
+from models.cost import block_costs
+from models.local import Local, batches, kept
+from models.network import Network, encode, fuse
+from models.partition import Vector
+from models.spec import SHARED, Mode
+
+
+class TrainingError(Exception):
+    """Training that cannot be done or gave no numbers; the text says which block and why."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a round: Delta = trained - base per block that took at least one step.
+
+    steps     local steps taken per block; fewer than asked for where `partial`
+    loss      mean cross-entropy over the steps
+    seconds   wall seconds per block; `times` has them apart, per window, forward and backward
+    wall      wall seconds of all of it
+    computed  windows that went through each encoder
+    """
+
+    deltas: dict[str, Vector]
+    steps: dict[str, int]
+    loss: float
+    seconds: dict[str, float]
+    wall: float
+    partial: bool
+    times: dict[str, BlockTime] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)
+
+
+def never() -> bool:
+    return False
+
+
+def train(
+    network: Network,
+    x: Mapping[str, Tensor],
+    y: Tensor,
+    steps: Mapping[str, int],
+    local: Local,
+    *,
+    device: str,
+    round: int,
+    stop: Callable[[], bool] = never,
+    resident: ResidentFeatures | None = None,
+    base_of: Mapping[str, object] | None = None,
+    window_ids: npt.NDArray[np.int64] | None = None,
+) -> Trained:
+    """Train the blocks in `steps` for their number of local steps; the network holds the base and ends up trained.
+
+    x          modality -> (N, channels, samples), normalised; what the model does not know is ignored
+    y          (N,) class indices
+    stop       asked before every step: True ends training there, with `partial` set
+    resident   features of frozen encoders kept across rounds (lora without encoder adapters), told apart by
+               `base_of` (modality -> digest of its frozen weights) and `window_ids`
+    With `local.zero_fill` every modality of the model is present, absent ones as zeros. Raises TrainingError.
+    """
+    run = _Run(network, x, y, steps, local, device, round)
+    if run.resident_encoders and resident is not None:
+        ids = window_ids if window_ids is not None else np.arange(run.windows)
+        run.cache = {m: resident.of(m, (base_of or {}).get(m), ids) for m in run.present}
+    started, computed_before = time.perf_counter(), {m: f.computed for m, f in run.cache.items()}
+    partial = False
+    for t in range(run.total):
+        if stop():
+            partial = True
+            break
+        run.step(t)
+    wall = time.perf_counter() - started
+    times = run.watch.settle(wall)
+    computed = {m: run.encoded[m] + run.cache[m].computed - computed_before.get(m, 0) for m in run.present}
+    seconds = {b: times[b].forward + times[b].backward for b in times}
+    return Trained(run.deltas(), run.taken(), run.loss(), seconds, wall, partial, times, computed)
+
+
+class _Run:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self,
+        network: Network,
+        x: Mapping[str, Tensor],
+        y: Tensor,
+        steps: Mapping[str, int],
+        local: Local,
+        device: str,
+        round: int,
+    ) -> None:
+        self.network, self.spec, self.local = network, network.spec, local
+        dtype = torch.float64 if local.double else torch.float32
+        network.to(dtype)
+        self.y, self.windows = y.long(), len(y)
+        self.steps = {b: s for b, s in steps.items() if s > 0}
+        self.total = max(self.steps.values(), default=0)
+        self.x = {m: x[m].to(dtype) for m in self.spec.names if m in x}
+        self.present = [m for m in self.spec.names if m in self.x or local.zero_fill]
+        self._check()
+        self.chosen = batches(local, device, round, self.windows, self.total)  # (steps, batch)
+        self.kept = kept(local, device, round, self.total, self.present)  # (steps, present)
+        self.parameters = {b: [p.detach() for p in network.parameters_of(b)] for b in self.steps}
+        self.base = {b: [p.clone() for p in self.parameters[b]] for b in self.steps}
+        self.momentum = {b: [torch.zeros_like(p) for p in self.parameters[b]] for b in self.steps}
+        self.resident_encoders = self.spec.mode is Mode.LORA and not self.spec.encoder_rank
+        self.cache = {m: Features() for m in self.present}
+        for cache in self.cache.values():
+            cache.align(np.arange(self.windows))
+        self.encoded = dict.fromkeys(self.present, 0)
+        self.done = dict.fromkeys(self.steps, 0)
+        self.losses, self.seen = torch.zeros((), dtype=dtype, device=y.device), 0
+        self.watch = Stopwatch(block_costs(self.spec), cpu=y.device.type == "cpu")
+        # Detached twins share storage with the parameters but record no graph: a frozen block costs no backward pass.
+        self.live = dict(network.named_parameters())
+        self.still = {name: p.detach() for name, p in self.live.items()}
+        self.names = {b: [t.name for t in network.cut.trainable[b]] for b in self.steps}
+
+    def _check(self) -> None:
+        if not self.present:
+            raise TrainingError(f"none of the model's modalities {list(self.spec.names)} is present")
+        if not self.windows:
+            raise TrainingError("there are no labelled windows to train on")
+        strangers = [b for b in self.steps if b != SHARED and b not in self.present]
+        if strangers:
+            raise TrainingError(f"blocks {strangers} cannot be trained: this device has {self.present}")
+        for m, values in self.x.items():
+            i = self.spec.input(m)
+            if values.shape != (self.windows, i.channels, i.samples):
+                expected = (self.windows, i.channels, i.samples)
+                raise TrainingError(f"modality {m}: windows of shape {tuple(values.shape)}, the model takes {expected}")
+
+    def step(self, t: int) -> None:
+        here = [m for n, m in enumerate(self.present) if self.kept[t, n]]
+        active = [b for b in self.steps if t < self.steps[b] and (b == SHARED or b in here)]
+        if not active:
+            return
+        tensors = self.still | {name: self.live[name] for b in active for name in self.names[b]}
+        rows = self.chosen[t]
+        features = {m: self._features(m, rows, tensors, m in active) for m in here}
+        with self.watch.fusion(len(rows)):
+            scores = fuse(self.spec, tensors, features)
+            loss = F.cross_entropy(scores, self.y[torch.from_numpy(rows)])
+        inputs = [self.live[name] for b in active for name in self.names[b]]
+        with self.watch.backward(active, features, len(rows)):
+            flat = torch.autograd.grad(loss, inputs)
+        with self.watch.update(active):
+            self._descend(active, flat)
+        self.losses += loss.detach()
+        self.seen += 1
+        for b in active:
+            self.done[b] += 1
+
+    def _features(self, m: str, rows: npt.NDArray[np.int64], tensors: dict[str, Tensor], active: bool) -> Tensor:
+        """(B, d_m): through the graph while the encoder learns, else from the cache."""
+        frozen = self.resident_encoders or not active
+        with self.watch.forward(m) as timed:
+            if frozen and self.local.cache and m in self.x:
+                before = self.cache[m].computed
+                h = self.cache[m].batch(rows, self.x[m], lambda x: encode(self.spec, m, self.still, x))
+                timed.windows = self.cache[m].computed - before
+                return h
+            timed.windows = len(rows)
+            self.encoded[m] += len(rows)
+            return encode(self.spec, m, self.still if frozen else tensors, self._rows(m, rows))
+
+    def _rows(self, m: str, rows: npt.NDArray[np.int64]) -> Tensor:
+        if m in self.x:
+            return self.x[m][torch.from_numpy(rows)]
+        i = self.spec.input(m)
+        return self.losses.new_zeros((len(rows), i.channels, i.samples))
+
+    @torch.no_grad()
+    def _descend(self, active: list[str], flat: tuple[Tensor, ...]) -> None:
+        """Heavy ball on the active blocks: v = beta v + g, w = w - lr v."""
+        grads = list(flat)
+        weights = [p for b in active for p in self.parameters[b]]
+        velocity = [v for b in active for v in self.momentum[b]]
+        if self.local.prox:
+            base = [p for b in active for p in self.base[b]]
+            torch._foreach_add_(grads, torch._foreach_sub(weights, base), alpha=self.local.prox)
+        if self.local.clip:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            torch._foreach_mul_(grads, torch.clamp(self.local.clip / (norm + 1e-6), max=1.0))
+        torch._foreach_mul_(velocity, self.local.momentum)
+        torch._foreach_add_(velocity, grads)
+        torch._foreach_add_(weights, velocity, alpha=-self.local.lr)
+
+    # -- results ---------------------------------------------------------------------------------
+
+    def taken(self) -> dict[str, int]:
+        """Steps per block that took at least one."""
+        return {b: s for b, s in self.done.items() if s}
+
+    @torch.no_grad()
+    def deltas(self) -> dict[str, Vector]:
+        found = {}
+        for b in self.taken():
+            parts = [(p - q).reshape(-1) for p, q in zip(self.parameters[b], self.base[b], strict=True)]
+            delta = torch.cat(parts)
+            if not bool(torch.isfinite(delta).all()):
+                raise TrainingError(f"block {b}: training gave values that are not finite; lower the learning rate")
+            found[b] = delta.cpu().numpy()
+        return found
+
+    def loss(self) -> float:
+        return float(self.losses) / max(1, self.seen)
