@@ -1,0 +1,89 @@
+"""The engine trains many devices at once and gives each the weights that the device's own trainer gives it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from device_runtime.trainer import train
+from models.local import Local
+from models.network import Network
+from models.partition import Vector, initial
+from models.spec import SHARED, BPolicy, InputSpec, Mode, ModelSpec
+from tools.lab.engine import Engine, Job
+
+INPUTS = (InputSpec("chest", 3, 40), InputSpec("wrist", 3, 40), InputSpec("ankle", 2, 33))
+CONV = ModelSpec(INPUTS, 4, widths=(5, 6), bins=4, fusion=7, rank=2)
+WIDE = replace(CONV, widths=(4, 6, 8), kernel=3, stride=1, bins=3)
+FLAT = replace(CONV, widths=())
+LORA = replace(CONV, mode=Mode.LORA)
+ADAPTED = replace(LORA, encoder_rank=2)
+FROZEN_B = replace(LORA, b_policy=BPolicy.FROZEN)
+EXACT = Local(lr=0.05, batch=8, seed=3, double=True)
+
+
+def world(spec: ModelSpec, n: int = 60) -> tuple[dict[str, Vector], Vector, dict[str, Vector], dict[str, Vector]]:
+    """Windows, classes, trainable and frozen vectors; every tensor is away from its initial zeros."""
+    rng = np.random.default_rng(5)
+    x = {i.name: rng.standard_normal((n, i.channels, i.samples)).astype(np.float32) for i in spec.inputs}
+    trainable, frozen = initial(spec)
+    for vectors in (trainable, frozen):
+        for block, vector in vectors.items():
+            vectors[block] = vector + 0.05 * rng.standard_normal(len(vector)).astype(np.float32)
+    return x, rng.integers(0, spec.classes, n), trainable, frozen
+
+
+def fleet(base: dict[str, Vector], local: Local) -> list[Job]:
+    """Devices that differ in what they own, how many windows they have and how many steps each block gets."""
+    rows = np.random.default_rng(6).permutation(60)
+    return [
+        Job("d0", 2, rows[:20], ("chest", "wrist", "ankle"), {"chest": 6, "wrist": 3, SHARED: 6}, base, local),
+        Job("d1", 2, rows[20:33], ("chest", "ankle"), {"chest": 4, "ankle": 7, SHARED: 7}, base, local),
+        Job("d2", 2, rows[33:53], ("wrist",), {"wrist": 5, SHARED: 5}, base, local),
+        Job("d3", 2, rows[53:58], ("ankle", "wrist"), {SHARED: 2}, base, local),
+    ]
+
+
+def alone(spec: ModelSpec, job: Job, x: dict[str, Vector], y: Vector, frozen: dict[str, Vector]):
+    """The same job by the device's trainer."""
+    network = Network(spec).double()
+    for block, vector in job.base.items():
+        network.load(block, vector)
+    for block, vector in frozen.items():
+        network.load(block, vector, base=True)
+    own = {m: torch.from_numpy(x[m][job.windows]) for m in job.owned}
+    return train(
+        network, own, torch.from_numpy(y[job.windows]), job.steps, job.local, device=job.device, round=job.round
+    )
+
+
+@pytest.mark.parametrize("spec", [CONV, WIDE, FLAT, LORA, ADAPTED, FROZEN_B], ids="conv wide flat lora adapted b".split())
+@pytest.mark.parametrize(
+    "local",
+    [
+        EXACT,
+        replace(EXACT, momentum=0.0),
+        replace(EXACT, dropout=0.5),
+        replace(EXACT, prox=0.3, clip=0.4),
+        replace(EXACT, zero_fill=True),
+        replace(EXACT, zero_fill=True, dropout=0.4, clip=1.0),
+    ],
+    ids="plain still dropout limits zeros all".split(),
+)
+def test_stacked_devices_get_the_weights_that_their_own_trainer_gives_them(spec: ModelSpec, local: Local) -> None:
+    x, y, base, frozen = world(spec)
+    jobs = fleet(base, local)
+    if local.zero_fill:
+        jobs[2] = replace(jobs[2], steps={"chest": 5, "wrist": 5, "ankle": 4, SHARED: 5})
+    works = Engine(spec, x, y, frozen).train(jobs)
+    for job, work in zip(jobs, works, strict=True):
+        expected = alone(spec, job, x, y, frozen)
+        assert work.steps == expected.steps
+        assert work.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert work.deltas.keys() == expected.deltas.keys()
+        for block, delta in expected.deltas.items():
+            np.testing.assert_allclose(work.deltas[block], delta, rtol=0, atol=1e-6 * max(1.0, np.abs(delta).max()))

@@ -1,0 +1,357 @@
+"""Devices in lockstep: the step loop over stacked units, forward and backward written out.
+
+Units that have finished or were dropped are left out of a step; units whose block is frozen contribute what was
+computed once. The gradient of the loss runs backwards by hand: head, fusion, then each group's encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Union
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.local import Local, batches, kept
+from models.partition import Vector
+from models.spec import SHARED, Mode
+from tools.lab.engine import Engine, Job, Table, Work
+from tools.lab.stacked import Layout, Tensors
+
+Chosen = Union[slice, Tensor]  # rows of a stack: the first ones, or an index
+Saved = list[tuple[Tensor, Tensor]]
+
+
+class _Trained:
+    """Stacked vectors under training, a row each: values, momentum and what limits them."""
+
+    def __init__(self, layout: Layout, bases: Sequence[Vector], masks: Sequence[Vector | None], local: Local) -> None:
+        dtype = torch.float64 if local.double else torch.float32
+        self.layout, self.local = layout, local
+        self.base = layout.stack(bases, dtype)
+        self.flat = self.base.clone()
+        self.velocity = torch.zeros_like(self.flat) if local.momentum else None
+        self.masks: Tensor | None = None
+        if any(mask is not None for mask in masks):
+            whole = np.ones(layout.size, np.float32)
+            self.masks = layout.stack([whole if mask is None else mask for mask in masks], dtype)
+
+    def complete(self, chosen: Chosen, gradient: Tensor) -> None:
+        """Add the proximal pull to the gradient, then hide what the mask hides."""
+        if self.local.prox:
+            gradient.add_(self.flat[chosen] - self.base[chosen], alpha=self.local.prox)
+        if self.masks is not None:
+            gradient.mul_(self.masks[chosen])
+
+    def descend(self, chosen: Chosen, gradient: Tensor) -> None:
+        """One step of SGD with heavy-ball momentum on the chosen rows."""
+        step = gradient
+        if self.velocity is not None:
+            if isinstance(chosen, slice):
+                step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
+            else:
+                step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
+                self.velocity.index_copy_(0, chosen, step)
+        if isinstance(chosen, slice):
+            self.flat[chosen].add_(step, alpha=-self.local.lr)
+        else:
+            self.flat.index_add_(0, chosen, step, alpha=-self.local.lr)
+
+    def deltas(self) -> Vector:
+        return self.layout.unstack(self.flat - self.base)
+
+
+class _Units(_Trained):
+    """The units of one table within a stack of jobs; `zero` ones see the row of zeros and need one row, not a batch.
+
+    Sorted by steps, so that without dropout the units of a step are the first ones.
+    """
+
+    def __init__(self, table: Table, jobs: Sequence[Job], pairs: list[tuple[int, str]], zero: bool, local: Local):
+        self.table, self.zero = table, zero
+        self.pairs = sorted(pairs, key=lambda pair: -jobs[pair[0]].steps.get(pair[1], 0))
+        super().__init__(
+            table.layout,
+            [jobs[j].base[m] for j, m in self.pairs],
+            [jobs[j].masks.get(m) for j, m in self.pairs],
+            local,
+        )
+        self.job = torch.tensor([j for j, _ in self.pairs])
+        self.steps = np.array([jobs[j].steps.get(m, 0) for j, m in self.pairs])
+        self.totals = np.array([jobs[j].total for j, _ in self.pairs])
+        members = [table.names.index(m) for _, m in self.pairs]
+        self.offset = torch.tensor([table.zero_rows[n] if zero else table.offsets[n] for n in members])
+        self.frozen: Tensor | None = None
+        if table.frozen is not None and table.fused is None:
+            self.frozen = table.frozen[torch.tensor(members)].to(self.flat.dtype)
+        counts = [1 if zero else len(jobs[j].windows) for j, _ in self.pairs]
+        self.start = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])[:-1])
+        self.kept_rows = int(sum(counts))
+        self.kept: Tensor | None = None  # (rows, d [+ rank]) what frozen blocks contribute, unit after unit
+
+    def rows(self, chosen: Chosen, windows: Tensor) -> Tensor:
+        """Rows of the table for these units: (units, batch), or (units, 1) where the input is zero."""
+        offset = self.offset[chosen].unsqueeze(1)
+        return offset if self.zero else windows[self.job[chosen]] + offset
+
+    def gather(self, values: Tensor, rows: Tensor) -> Tensor:
+        return values.index_select(0, rows.reshape(-1)).to(self.flat.dtype).unflatten(0, rows.shape)
+
+    def contribute(self, chosen: Chosen, flat: Tensor, rows: Tensor) -> _Forward:
+        """Forward pass of units with the weights `flat` on these rows of the table."""
+        weights = self.table.layout.views(flat)
+        effective, saved = weights, []
+        if self.table.features is not None:
+            h = self.gather(self.table.features, rows)
+        else:
+            if self.frozen is not None:
+                effective = self._adapted(self.frozen[chosen], weights)
+            h, saved = self.table.encoder.forward(effective, self.gather(self.table.x, rows))
+        if self.table.fused is not None:
+            fused = self.gather(self.table.fused, rows)
+        else:
+            fused = torch.bmm(h, effective["fusion"])
+        low = torch.bmm(h, weights["lora_a"]) if "lora_a" in weights else None
+        return _Forward(weights, effective, h, fused, low, saved)
+
+    def _adapted(self, frozen: Tensor, weights: Tensors) -> Tensors:
+        """Frozen convolutions with their low-rank adapters added."""
+        base = self.table.frozen_layout.views(frozen)
+        for i in range(len(self.table.spec.widths)):
+            name = f"{i}.weight"
+            base[name] = torch.baddbmm(base[name], weights[f"{i}.down"], weights[f"{i}.up"])
+        return base
+
+
+@dataclass
+class _Forward:
+    """One group's forward pass: h (units, rows, d_m), its share of z (units, rows, d) and of A h (units, rows, r)."""
+
+    weights: Tensors
+    effective: Tensors  # weights with adapters applied
+    h: Tensor
+    fused: Tensor
+    low: Tensor | None
+    saved: Saved
+
+
+@dataclass
+class _Step:
+    units: _Units
+    chosen: Chosen
+    job: Tensor
+    forward: _Forward
+    gradient: Tensor = field(init=False)
+
+
+class Stack:
+    """Jobs that step together, sorted by their number of steps, the longest first."""
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job], local: Local) -> None:
+        self.engine, self.jobs, self.local, self.spec = engine, jobs, local, engine.spec
+        self.lora_scale = engine.spec.alpha / engine.spec.rank if engine.spec.mode is Mode.LORA else 0.0
+        self.totals = np.array([job.total for job in jobs])
+        self.tmax = int(self.totals.max(initial=0))
+        self._draw()
+        self.groups = self._group()
+        self.shared = _Trained(
+            engine.shared, [job.base[SHARED] for job in jobs], [job.masks.get(SHARED) for job in jobs], local
+        )
+        self.shared_steps = np.array([job.steps.get(SHARED, 0) for job in jobs])
+        self.loss = self.shared.flat.new_zeros(len(jobs))
+        self.lora_b = None if engine.frozen_b is None else engine.frozen_b.to(self.loss.dtype)
+
+    def _draw(self) -> None:
+        """Sampling and dropout of every job: positions within the job's windows, and rows of the engine's data."""
+        shape = (self.tmax, len(self.jobs), self.local.batch)
+        positions, windows = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        # In the model's order: the draws of dropout are matched to it.
+        self.present = [
+            tuple(m for m in self.spec.names if self.local.zero_fill or m in job.owned) for job in self.jobs
+        ]
+        self.keep: list[npt.NDArray[np.bool_]] = []
+        for j, job in enumerate(self.jobs):
+            drawn = batches(self.local, job.device, job.round, len(job.windows), job.total)
+            positions[: job.total, j] = drawn
+            windows[: job.total, j] = job.windows[drawn]
+            if self.local.dropout:
+                self.keep.append(kept(self.local, job.device, job.round, job.total, self.present[j]))
+        self.positions, self.windows = torch.from_numpy(positions), torch.from_numpy(windows)
+
+    def _group(self) -> list[_Units]:
+        pairs: dict[tuple[tuple[int, int], bool], list[tuple[int, str]]] = {}
+        for j, names in enumerate(self.present):
+            for m in names:
+                i = self.spec.input(m)
+                pairs.setdefault(((i.channels, i.samples), m not in self.jobs[j].owned), []).append((j, m))
+        groups = [_Units(self.engine.shapes[s], self.jobs, p, zero, self.local) for (s, zero), p in pairs.items()]
+        self.taking_part = [self._participation(group) for group in groups]
+        return groups
+
+    def _participation(self, group: _Units) -> npt.NDArray[np.bool_]:
+        """(steps, units): which units are there in each step."""
+        there = group.totals[None, :] > np.arange(self.tmax)[:, None]
+        if self.keep:
+            for u, (j, m) in enumerate(group.pairs):
+                there[: self.totals[j], u] &= self.keep[j][:, self.present[j].index(m)]
+        return there
+
+    @torch.no_grad()
+    def run(self) -> list[Work]:
+        """Take all steps; the jobs' works in their order."""
+        for t in range(self.tmax):
+            for group in self.groups:
+                self._freeze(group, np.flatnonzero((group.steps == t) & (group.totals > t)))
+            self._step(t)
+        return self._collect()
+
+    def _step(self, t: int) -> None:
+        running = int((self.totals > t).sum())
+        shared = self.engine.shared.views(self.shared.flat[:running])
+        z = shared["fusion.bias"].unsqueeze(1).repeat(1, self.local.batch, 1)  # (D, B, d)
+        low = z.new_zeros(running, self.local.batch, self.spec.rank) if self.lora_scale else None
+        steps = self._forward(t, z, low)
+        lora_b = shared.get("fusion.lora_b")
+        if low is not None:
+            if lora_b is None and self.lora_b is not None:
+                lora_b = self.lora_b.expand(running, -1, -1)
+            assert lora_b is not None
+            z.baddbmm_(low, lora_b, alpha=self.lora_scale)
+        gradient = torch.zeros_like(self.shared.flat[:running])
+        into = self.engine.shared.views(gradient)
+        dz = self._head(shared, into, z, self.engine.y[self.windows[t, :running]])
+        dlow = None
+        if low is not None and lora_b is not None:
+            if "fusion.lora_b" in into:
+                into["fusion.lora_b"].copy_(torch.bmm(low.transpose(1, 2), dz).mul_(self.lora_scale))
+            dlow = torch.bmm(dz, lora_b.transpose(1, 2)).mul_(self.lora_scale)
+        for step in steps:
+            self._backward(step, dz, dlow)
+        self._update(t, running, gradient, steps)
+
+    def _forward(self, t: int, z: Tensor, low: Tensor | None) -> list[_Step]:
+        """Add every unit's share to z and low; returns the passes of those that are trained in this step."""
+        steps = []
+        for group, there in zip(self.groups, self.taking_part, strict=True):
+            trained = group.steps > t
+            live, still = np.flatnonzero(there[t] & trained), np.flatnonzero(there[t] & ~trained)
+            if len(live):
+                whole = int(live[-1]) == len(live) - 1
+                chosen: Chosen = slice(0, len(live)) if whole else torch.from_numpy(live)
+                job, flat = group.job[chosen], group.flat[chosen]
+                forward = group.contribute(chosen, flat, group.rows(chosen, self.windows[t]))
+                z.index_add_(0, job, forward.fused.expand(len(job), *z.shape[1:]))
+                if low is not None and forward.low is not None:
+                    low.index_add_(0, job, forward.low.expand(len(job), *low.shape[1:]))
+                steps.append(_Step(group, chosen, job, forward))
+            if len(still):
+                self._add_frozen(group, torch.from_numpy(still), self.positions[t], z, low)
+        return steps
+
+    def _head(self, shared: Tensors, into: Tensors, z: Tensor, target: Tensor) -> Tensor:
+        """Loss and its gradient through head and ReLU: fills the head's and the bias's gradients, returns dz."""
+        running, batch = target.shape
+        a = torch.relu(z)  # (D, B, d)
+        logits = torch.baddbmm(shared["head.bias"].unsqueeze(1), a, shared["head.weight"])
+        log_p = torch.log_softmax(logits, 2)
+        self.loss[:running] -= log_p.gather(2, target.unsqueeze(2)).mean((1, 2))
+        d = log_p.exp_()
+        d.scatter_add_(2, target.unsqueeze(2), d.new_full((1, 1, 1), -1.0).expand(running, batch, 1))
+        d.mul_(1.0 / batch)
+        into["head.weight"].copy_(torch.bmm(a.transpose(1, 2), d))
+        into["head.bias"].copy_(d.sum(1))
+        da = torch.bmm(d, shared["head.weight"].transpose(1, 2))
+        dz: Tensor = torch.ops.aten.threshold_backward(da, z, 0.0)
+        into["fusion.bias"].copy_(dz.sum(1))
+        return dz
+
+    def _backward(self, step: _Step, dz: Tensor, dlow: Tensor | None) -> None:
+        units, forward = step.units, step.forward
+        step.gradient = torch.empty(len(step.job), units.layout.size, dtype=dz.dtype)
+        into = units.layout.views(step.gradient)
+        d = dz.index_select(0, step.job)  # (units, B, d)
+        d = d.sum(1, keepdim=True) if units.zero else d
+        if dlow is None:
+            into["fusion"].copy_(torch.bmm(forward.h.transpose(1, 2), d))
+            if forward.saved:
+                dh = torch.bmm(d, forward.weights["fusion"].transpose(1, 2))
+                units.table.encoder.backward(forward.effective, forward.saved, dh, into)
+            return
+        d_low = dlow.index_select(0, step.job)
+        d_low = d_low.sum(1, keepdim=True) if units.zero else d_low
+        into["lora_a"].copy_(torch.bmm(forward.h.transpose(1, 2), d_low))
+        if forward.saved:
+            dh = torch.bmm(d_low, forward.weights["lora_a"].transpose(1, 2))
+            dh.baddbmm_(d, forward.effective["fusion"].transpose(1, 2))
+            whole = {name: torch.empty_like(w) for name, w in forward.effective.items()}
+            units.table.encoder.backward(forward.effective, forward.saved, dh, whole)
+            for i in range(len(self.spec.widths)):
+                down, up, dw = forward.weights[f"{i}.down"], forward.weights[f"{i}.up"], whole[f"{i}.weight"]
+                into[f"{i}.down"].copy_(torch.bmm(dw, up.transpose(1, 2)))
+                into[f"{i}.up"].copy_(torch.bmm(down.transpose(1, 2), dw))
+
+    def _update(self, t: int, running: int, gradient: Tensor, steps: list[_Step]) -> None:
+        """Pull, mask, clip over all blocks of a job together, and descend."""
+        trained = np.flatnonzero(self.shared_steps[:running] > t)
+        shared: Chosen = slice(0, running)
+        if len(trained) < running:
+            shared = torch.from_numpy(trained)
+            gradient = gradient.index_select(0, shared)
+        self.shared.complete(shared, gradient)
+        for step in steps:
+            step.units.complete(step.chosen, step.gradient)
+        if self.local.clip:
+            squares = self.loss.new_zeros(running)
+            squares[shared] = gradient.square().sum(1)
+            for step in steps:
+                squares.index_add_(0, step.job, step.gradient.square().sum(1))
+            factor = (self.local.clip / (squares.sqrt() + 1e-6)).clamp_(max=1.0).unsqueeze(1)
+            gradient.mul_(factor[shared])
+            for step in steps:
+                step.gradient.mul_(factor[step.job])
+        self.shared.descend(shared, gradient)
+        for step in steps:
+            step.units.descend(step.chosen, step.gradient)
+
+    def _freeze(self, group: _Units, ending: npt.NDArray[np.int64]) -> None:
+        """Keep what blocks contribute whose weights will not change again this round."""
+        for u in ending:
+            one = torch.tensor([u])
+            windows = torch.from_numpy(self.jobs[group.pairs[u][0]].windows)
+            rows = group.offset[one].unsqueeze(1) if group.zero else (windows + group.offset[u]).unsqueeze(0)
+            forward = group.contribute(one, group.flat[one], rows)
+            parts = [forward.fused[0]] if forward.low is None else [forward.fused[0], forward.low[0]]
+            both = torch.cat(parts, 1)
+            if group.kept is None:
+                group.kept = both.new_zeros(group.kept_rows, both.shape[1])
+            group.kept[int(group.start[u]) : int(group.start[u]) + len(both)] = both
+
+    def _add_frozen(self, group: _Units, chosen: Tensor, positions: Tensor, z: Tensor, low: Tensor | None) -> None:
+        assert group.kept is not None
+        job = group.job[chosen]
+        rows = group.start[chosen].unsqueeze(1)
+        rows = rows if group.zero else rows + positions[job]
+        both = group.gather(group.kept, rows)
+        z.index_add_(0, job, both[..., : self.spec.fusion].expand(len(job), *z.shape[1:]))
+        if low is not None:
+            low.index_add_(0, job, both[..., self.spec.fusion :].expand(len(job), *low.shape[1:]))
+
+    def _collect(self) -> list[Work]:
+        deltas: list[dict[str, Vector]] = [{} for _ in self.jobs]
+        steps: list[dict[str, int]] = [{} for _ in self.jobs]
+        for group, there in zip(self.groups, self.taking_part, strict=True):
+            rows = group.deltas()
+            taken = (there & (group.steps[None, :] > np.arange(self.tmax)[:, None])).sum(0)
+            for u, (j, m) in enumerate(group.pairs):
+                if taken[u]:
+                    deltas[j][m], steps[j][m] = rows[u], int(taken[u])
+        rows = self.shared.deltas()
+        works = []
+        for j, job in enumerate(self.jobs):
+            if self.shared_steps[j]:
+                deltas[j][SHARED], steps[j][SHARED] = rows[j], int(self.shared_steps[j])
+            works.append(Work(deltas[j], steps[j], float(self.loss[j]) / max(job.total, 1)))
+        return works
