@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import log1p
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from coordinator.work import Budget, Member, Work
 from models.spec import SHARED
@@ -60,7 +62,7 @@ def _exact(w: Work, utility: Mapping[str, float], budget: Budget, cap: int, forc
     must = np.array([m in forced for m in w.blocks], bool)
     masks = masks[(masks[:, must] == 1).all(axis=1)]
 
-    def total(of: Mapping[str, float], rows: np.ndarray) -> np.ndarray:
+    def total(of: Mapping[str, float], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return rows @ np.array([of[m] for m in w.blocks], float)
 
     once = total(w.still, 1 - masks)
@@ -76,11 +78,11 @@ def _exact(w: Work, utility: Mapping[str, float], budget: Budget, cap: int, forc
     return _as_steps([m for m, on in zip(w.blocks, masks[best], strict=True) if on], int(steps[best]))
 
 
-def _whole(spare: np.ndarray, price: np.ndarray, cap: int) -> np.ndarray:
+def _whole(spare: npt.NDArray[Any], price: npt.NDArray[Any], cap: int) -> npt.NDArray[Any]:
     """floor(spare / price) within [0, cap]; a price of zero allows all or, with nothing spare, none."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(price > 0, np.maximum(spare, 0.0) / price * (1 + 1e-12), np.where(spare >= 0, cap, 0))
-    whole: np.ndarray = np.minimum(ratio, cap).astype(np.int64)
+    whole: npt.NDArray[Any] = np.minimum(ratio, cap).astype(np.int64)
     return whole
 
 

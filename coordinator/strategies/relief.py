@@ -1,4 +1,4 @@
-"""RELIEF (arXiv 2604.04243): cohort-wise blocks, budgets spent first where a cohort disagrees most; and its ablations."""
+"""RELIEF (arXiv 2604.04243) and its ablations: cohort-wise blocks, budgets spent first where cohorts disagree most."""
 
 from __future__ import annotations
 

@@ -1,0 +1,57 @@
+"""Closing a round: fold every block from its trainers' updates, in device order, one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.aggregation import Contribution, Divergence
+from coordinator.events import UpdateHead
+from coordinator.strategies.base import Strategy
+from models.local import effective_steps
+from models.partition import Vector
+
+Delta = Callable[[UpdateHead, str], Vector]  # the change that an update makes to a block
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a round made of the blocks; only blocks that changed are in `blocks` and `versions`."""
+
+    blocks: dict[str, Vector]
+    versions: dict[str, int]
+    seen: dict[str, tuple[Divergence, float]]
+
+
+def fold_round(
+    strategy: Strategy,
+    blocks: Mapping[str, Vector],
+    versions: Mapping[str, int],
+    heads: Sequence[UpdateHead],
+    delta: Delta,
+) -> Commit:
+    """Fold `heads` (in the order given: device order) into the next versions of `blocks`.
+
+    `delta` is asked for one block of one update at a time, so memory holds a few vectors of one block whatever the
+    fleet's size, and the result is the same to the last bit whatever order the updates arrived in.
+    """
+    momentum = strategy.local().momentum
+    total = sum(head.samples for head in heads)
+    done = Commit({}, {}, {})
+    for block, base in blocks.items():
+
+        def contributions(block: str = block) -> Iterator[Contribution]:
+            for head in heads:
+                if block in head.blocks:
+                    steps = effective_steps(head.blocks[block][1], momentum)
+                    yield Contribution(head.device, head.samples, steps, delta(head, block))
+
+        folded = strategy.fold(block, base.size, contributions(), total)
+        if folded is None:
+            continue
+        done.blocks[block] = strategy.apply(block, base, folded)
+        done.versions[block] = versions[block] + 1
+        done.seen[block] = (folded.divergence, float(np.linalg.norm(base.astype(np.float64))))
+    return done

@@ -1,0 +1,67 @@
+"""The coordinator's section of the configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from coordinator.rounds import Pace
+from coordinator.strategies.base import Settings
+from models.local import Local
+from protocol.config import FilePath, Section
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TrainingConfig(Section):
+    """How devices train between two rounds."""
+
+    learning_rate: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    batch: Annotated[int, Field(ge=1)] = 16
+    epochs: Positive = 2.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    wire: Literal["<f4", "<f8", "<f2", "|i1"] = "<f4"
+    double: bool = False
+    seed: int = 0
+
+
+class CoordinatorConfig(Section):
+    """Rounds, strategy and where the run's record is kept.
+
+    deadline   "none", "fastest", a quantile below 1, or seconds
+    joules     allowance per device and round, 0: none;  bytes  likewise for the uplink
+    """
+
+    folder: FilePath = Path("runs/relief")
+    strategy: str = "relief"
+    rounds: Annotated[int, Field(ge=0)] = 0
+    expect: Annotated[int, Field(ge=1)] = 1
+    gather: Annotated[float, Field(ge=0)] = 30.0
+    patience: Annotated[float, Field(ge=1)] = 2.0
+    margin: Annotated[float, Field(ge=0)] = 5.0
+    deadline: str | float = "fastest"
+    joules: Annotated[float, Field(ge=0)] = 0.0
+    bytes: Annotated[float, Field(ge=0)] = 0.0
+    training: TrainingConfig = TrainingConfig()
+
+    def settings(self) -> Settings:
+        """What strategies need to know."""
+        t = self.training
+        local = Local(
+            lr=t.learning_rate,
+            momentum=t.momentum,
+            batch=t.batch,
+            seed=t.seed,
+            dropout=t.dropout,
+            clip=t.clip,
+            double=t.double,
+            wire=t.wire,
+        )
+        return Settings(t.epochs, self.deadline, self.joules, self.bytes, local)
+
+    def pace(self) -> Pace:
+        return Pace(self.expect, self.gather, self.patience, self.margin, self.rounds)

@@ -1,0 +1,217 @@
+"""The coordinator's record of itself: rounds, updates and commits in the journal, and how to continue from them.
+
+Record kinds: `run` (a model lineage begins), `open` (a round and its assignments), `update` (head, and the deltas as
+body), `commit` (which updates became which versions). A commit is replayed by folding its updates again, so blocks are
+written only now and then, as checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator import checkpoint
+from coordinator.commit import Commit, fold_round
+from coordinator.events import Open, UpdateHead
+from coordinator.journal import Journal
+from coordinator.strategies.base import Strategy
+from models.partition import Vector
+from models.spec import ModelSpec
+from protocol.messages import Assignment, Tensor, Update
+
+CHECKPOINT_EVERY = 10  # commits
+
+
+class CannotResume(Exception):
+    """A run folder that does not belong to this configuration, or whose record contradicts itself."""
+
+
+@dataclass
+class Resumed:
+    """Where a run stands: what `Rounds` and the service need to continue."""
+
+    epoch: int = 1
+    round: int = 1
+    blocks: dict[str, Vector] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    scales: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    assignments: dict[str, Assignment] = field(default_factory=dict)
+    stored: dict[str, UpdateHead] = field(default_factory=dict)
+    done: dict[str, UpdateHead] = field(default_factory=dict)
+    said: str = ""
+
+
+class Ledger:
+    """One run folder: `journal/` and `checkpoints/`."""
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self.journal = Journal.open(folder / "journal")
+        self._at: dict[str, int] = {}  # update id -> journal position
+        self._layout: dict[str, dict[str, list[Any]]] = {}  # update id -> block -> [start, size, dtype, scale]
+        self._since_checkpoint = 0
+        self._checkpointed = 1  # first round that is not in the newest checkpoint
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def begin(self, epoch: int) -> None:
+        self.journal.append("run", {"epoch": epoch, "spec": self.spec.to_dict()})
+
+    def open(self, action: Open) -> None:
+        self.journal.append(
+            "open",
+            {
+                "round": action.round,
+                "epoch": action.epoch,
+                "assignments": {d: a.model_dump() for d, a in action.assignments.items()},
+                "scales": {m: [center, width] for m, (center, width) in action.normalisation.items()},
+            },
+        )
+
+    def update(self, head: UpdateHead, update: Update) -> None:
+        """Journal an update: its head, and its deltas one behind the other as body."""
+        layout, parts, start = {}, [], 0
+        for block, work in update.blocks.items():
+            raw = work.delta.data
+            layout[block] = [start, len(raw), work.delta.dtype, work.delta.scale]
+            parts.append(raw)
+            start += len(raw)
+        header = {"head": head.to_dict(), "layout": layout}
+        self._at[head.id] = self.journal.append("update", header, b"".join(parts))
+        self._layout[head.id] = layout
+
+    def commit(self, round: int, epoch: int, updates: Sequence[str], done: Commit) -> None:
+        digests = {block: digest(vector) for block, vector in done.blocks.items()}
+        self.journal.append(
+            "commit",
+            {"round": round, "epoch": epoch, "updates": list(updates), "versions": done.versions, "digests": digests},
+        )
+
+    def delta(self, head: UpdateHead, block: str) -> Vector:
+        """One block of one journalled update."""
+        start, size, dtype, scale = self._layout[head.id][block]
+        raw = self.journal.read(self._at[head.id], start, size)
+        return Tensor(dtype=dtype, data=raw, scale=scale).array()
+
+    def forget(self, updates: Sequence[str]) -> None:
+        """Drop the index of updates whose round is closed; the journal keeps them until it is compacted."""
+        for id in updates:
+            self._at.pop(id, None)
+            self._layout.pop(id, None)
+
+    def checkpoint(
+        self, resumed: Resumed, strategy: Strategy, base: Mapping[str, Vector], *, force: bool = False
+    ) -> Path | None:
+        """Write the blocks every CHECKPOINT_EVERY calls or by `force`, then drop what the journal needs no longer."""
+        self._since_checkpoint += 1
+        if not force and self._since_checkpoint < CHECKPOINT_EVERY:
+            return None
+        self._since_checkpoint = 0
+        meta = {
+            "epoch": resumed.epoch,
+            "round": resumed.round,
+            "versions": resumed.versions,
+            "scales": {m: [center, width] for m, (center, width) in resumed.scales.items()},
+            "strategy": {"name": strategy.name, "state": strategy.state()},
+            "done": {d: head.to_dict() for d, head in resumed.done.items()},
+        }
+        written = checkpoint.save(
+            self.folder / "checkpoints", resumed.round - 1, dict(resumed.blocks), self.spec, meta, base=dict(base)
+        )
+        # What the checkpoint before this one needs is kept, in case this one turns out to be damaged; the run record
+        # stays too, so that the folder explains itself.
+        keep_from, self._checkpointed = self._checkpointed, resumed.round
+        self.journal.compact(lambda r: r.kind == "run" or _round_of(r.header) >= keep_from)
+        return written
+
+    # -- resuming ----------------------------------------------------------------------------------
+
+    def resume(self, strategy: Strategy, blocks: dict[str, Vector]) -> Resumed:
+        """Read the run so far. `blocks` is where a run without a checkpoint starts from.
+
+        Raises CannotResume where the folder belongs to another model or a replayed commit gives other bits.
+        """
+        at = Resumed(blocks=dict(blocks), versions=dict.fromkeys(blocks, 0))
+        saved = checkpoint.latest(self.folder / "checkpoints")
+        if saved is not None:
+            self._from_checkpoint(at, saved, strategy)
+            self._checkpointed = at.round
+        heads: dict[str, UpdateHead] = {}
+        for record in self.journal.records():
+            header = record.header
+            if record.kind == "run":
+                self._check_spec(header["spec"])
+            elif _round_of(header) < at.round:
+                continue
+            elif record.kind == "open":
+                at.assignments = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
+                at.scales.update({m: (c, w) for m, (c, w) in header["scales"].items()})
+                at.stored = {}
+                # The plan itself is not replayed, only what it led to; a strategy that draws does so by round.
+            elif record.kind == "update":
+                head = UpdateHead.from_dict(header["head"])
+                heads[head.id] = head
+                self._at[head.id], self._layout[head.id] = record.position, header["layout"]
+                at.stored[head.device] = head
+            elif record.kind == "commit":
+                self._replay(at, header, heads, strategy)
+        at.said = f"{self.journal.recovered}; round {at.round} with {len(at.stored)} of {len(at.assignments)} updates"
+        return at
+
+    def _from_checkpoint(self, at: Resumed, saved: checkpoint.Checkpoint, strategy: Strategy) -> None:
+        meta = saved.meta
+        self._check_spec(saved.spec.to_dict())
+        at.epoch, at.round, at.blocks = int(meta["epoch"]), int(meta["round"]), dict(saved.blocks)
+        at.versions = {block: int(v) for block, v in meta["versions"].items()}
+        at.scales = {m: (c, w) for m, (c, w) in meta["scales"].items()}
+        at.done = {d: UpdateHead.from_dict(h) for d, h in meta["done"].items()}
+        if meta["strategy"]["name"] != strategy.name:
+            raise CannotResume(
+                f"{self.folder}: the run was made with strategy {meta['strategy']['name']!r}, the configuration says "
+                f"{strategy.name!r}; use that one, or another folder"
+            )
+        strategy.restore(meta["strategy"]["state"])
+
+    def _check_spec(self, plain: dict[str, Any]) -> None:
+        if ModelSpec.from_dict(plain) != self.spec:
+            raise CannotResume(
+                f"{self.folder}: the run was made with another model than the configuration describes; "
+                f"use that configuration, or another folder"
+            )
+
+    def _replay(self, at: Resumed, header: Mapping[str, Any], heads: dict[str, UpdateHead], strategy: Strategy) -> None:
+        if header["round"] != at.round:
+            raise CannotResume(
+                f"{self.folder}: round {at.round} is missing, the journal goes on with {header['round']}"
+            )
+        used = [heads[id] for id in header["updates"] if id in heads]
+        if len(used) < len(header["updates"]):
+            raise CannotResume(f"{self.folder}: round {header['round']} names updates that the journal has lost")
+        done = fold_round(strategy, at.blocks, at.versions, used, self.delta)
+        for block, vector in done.blocks.items():
+            if digest(vector) != header["digests"].get(block):
+                raise CannotResume(f"{self.folder}: round {header['round']}, block {block}: replay gives other bits")
+        at.blocks.update(done.blocks)
+        at.versions.update({block: int(v) for block, v in header["versions"].items()})
+        strategy.observe(int(header["round"]), done.seen)
+        at.done = {head.device: head for head in used}
+        at.epoch, at.round = int(header["epoch"]), int(header["round"]) + 1
+        at.assignments, at.stored = {}, {}
+        self.forget(list(header["updates"]))
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def digest(vector: Vector) -> bytes:
+    """sha256 of a vector's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(vector).view(np.uint8).data).digest()
+
+
+def _round_of(header: Mapping[str, Any]) -> int:
+    return int(header["head"]["round"] if "head" in header else header.get("round", 0))

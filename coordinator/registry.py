@@ -1,0 +1,131 @@
+"""Who is there: devices by their births and deaths, and what strategies need to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coordinator.work import Member, Speed
+from models.cost import block_costs
+from models.spec import ModelSpec
+from protocol.messages import PROTOCOL, Scale, Status
+
+ASSUMED_FLOPS = 1e9  # per second, of a device that has measured nothing yet
+
+
+@dataclass
+class Device:
+    """One device: its latest birth or death, and what it did last."""
+
+    id: str
+    status: Status
+    since: float  # of this status, in the coordinator's time
+    fault: str = ""  # why it cannot take part although it is there
+
+    @property
+    def ready(self) -> bool:
+        return self.status.online and self.status.can_train and self.status.windows > 0 and not self.fault
+
+
+@dataclass
+class Registry:
+    """All devices that were ever heard of. A death counts only for the boot that it names."""
+
+    spec: ModelSpec
+    devices: dict[str, Device] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)  # device -> reason
+
+    def arrive(self, device: str, status: Status, now: float) -> bool:
+        """Take in a birth or death; False if it changes nothing (a late death of an earlier boot, a repeat)."""
+        known = self.devices.get(device)
+        if known and not status.online and status.boot != known.status.boot:
+            return False
+        if known and known.status == status:
+            return False
+        if known and not status.online:
+            # A death says little; what the device owned stays known for the display and for its return.
+            status = known.status.model_copy(update={"online": False, "reason": status.reason})
+        entry = self.devices.setdefault(device, Device(device, status, now))
+        entry.status, entry.since, entry.fault = status, now, self._fault(status)
+        return True
+
+    def _fault(self, status: Status) -> str:
+        if status.protocol != PROTOCOL:
+            return f"speaks protocol {status.protocol}, this coordinator {PROTOCOL}: update the older of the two"
+        for name, channels in status.modalities.items():
+            if name in self.spec.names and self.spec.input(name).channels != channels:
+                return f"modality {name} has {channels} channels, the model expects {self.spec.input(name).channels}"
+        if not set(status.modalities) & set(self.spec.names):
+            return f"owns no modality of the model ({', '.join(self.spec.names)})"
+        return ""
+
+    def owned(self, device: str) -> tuple[str, ...]:
+        """The device's modalities that the model has, in the model's order."""
+        mine = self.devices[device].status.modalities if device in self.devices else {}
+        return tuple(m for m in self.spec.names if m in mine)
+
+    def ready(self) -> list[str]:
+        """Devices that could train now, in order."""
+        return sorted(d.id for d in self.devices.values() if d.ready and d.id not in self.quarantined)
+
+    def member(self, device: str) -> Member:
+        """The device as strategies see it."""
+        status = self.devices[device].status
+        return Member(
+            id=device,
+            owned=self.owned(device),
+            windows=status.windows,
+            speed=speeds(self.spec, status),
+            rate=status.rate,
+            watts=status.watts,
+            tier=status.tier,
+            measured=bool(status.speed),
+        )
+
+    def cohorts(self) -> dict[str, list[str]]:
+        """modality -> its owners that are there."""
+        online = [d for d in sorted(self.devices) if self.devices[d].status.online]
+        return {m: [d for d in online if m in self.devices[d].status.modalities] for m in self.spec.names}
+
+
+def speeds(spec: ModelSpec, status: Status) -> dict[str, Speed]:
+    """Seconds per window of every block, from what the device measured; the rest from its own FLOPs per second.
+
+    A measured forward time is split between encoder and fusion by their FLOPs.
+    """
+    costs = block_costs(spec)
+    flops = seconds = 0.0
+    for block, measured in status.speed.items():
+        if block in costs:
+            flops += costs[block].forward + costs[block].backward
+            seconds += measured.forward + measured.backward
+    rate = flops / seconds if flops and seconds > 0 else ASSUMED_FLOPS
+    result = {}
+    for block, cost in costs.items():
+        own = status.speed.get(block)
+        forward = own.forward if own else cost.forward / rate
+        backward = own.backward if own else cost.backward / rate
+        encode = forward * cost.encode / cost.forward if cost.forward else 0.0
+        result[block] = Speed(encode, forward - encode, backward)
+    return result
+
+
+def normalisation(scales: Mapping[str, Scale]) -> tuple[list[float], list[float]] | None:
+    """(center, width) per channel from the sums of a cohort's training windows; None if nobody sent any.
+
+    The devices send counts and sums, never samples. Channels that do not vary get width 1.
+    """
+    count, total, squares = 0, np.zeros(0), np.zeros(0)
+    for device in sorted(scales):
+        one = scales[device]
+        if not count:
+            total, squares = np.zeros(len(one.total)), np.zeros(len(one.total))
+        if one.count and len(one.total) == len(one.squares) == len(total):
+            count, total, squares = count + one.count, total + one.total, squares + one.squares
+    if not count:
+        return None
+    center = total / count
+    width = np.sqrt(np.maximum(squares / count - center**2, 0.0))
+    return center.tolist(), np.where(width > 1e-9, width, 1.0).tolist()

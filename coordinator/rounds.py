@@ -1,0 +1,297 @@
+"""The round as a pure state machine: (event, now) -> actions. No sockets, clocks, threads or files.
+
+The service feeds it events and carries out its actions in order; the simulator and the fault tests do the same in
+virtual time. `now` is any clock that does not run backwards, in seconds.
+
+    GATHERING -> TRAINING -> FOLDING -> TRAINING -> ...
+        ^           |           |
+        +-- nobody is ready ----+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil, inf
+
+from coordinator.events import (
+    Acknowledge,
+    Action,
+    Declined,
+    Event,
+    Fold,
+    Folded,
+    Open,
+    Say,
+    Send,
+    StatusArrived,
+    Store,
+    Stored,
+    UpdateArrived,
+    UpdateHead,
+    Wish,
+)
+from coordinator.registry import Registry, normalisation
+from coordinator.strategies.base import Plan, Strategy
+from models.spec import SHARED, ModelSpec
+from protocol.messages import Assignment
+
+
+class Phase(str, Enum):
+    GATHERING = "gathering"  # waiting for devices
+    TRAINING = "training"  # assignments are out
+    FOLDING = "folding"  # the round is closed, its blocks are being folded
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When rounds begin and end.
+
+    expect     devices to wait for before the first round, for at most `gather` seconds
+    patience   a round is closed after the longest predicted time x patience + margin seconds
+    rounds     stop after so many rounds; 0: never
+    """
+
+    expect: int = 1
+    gather: float = 30.0
+    patience: float = 2.0
+    margin: float = 5.0
+    rounds: int = 0
+
+
+@dataclass
+class Rounds:
+    """The coordinator's core. `versions` are the blocks' current versions, `round` the one that is open or next."""
+
+    spec: ModelSpec
+    strategy: Strategy
+    pace: Pace = field(default_factory=Pace)
+    epoch: int = 1
+    round: int = 1
+    phase: Phase = Phase.GATHERING
+    paused: bool = False
+    versions: dict[str, int] = field(default_factory=dict)
+    scales: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    wake: float = inf  # when the next Tick is due
+
+    def __post_init__(self) -> None:
+        self.registry = Registry(self.spec)
+        self.versions = self.versions or dict.fromkeys((*self.spec.names, SHARED), 0)
+        self.assignments: dict[str, Assignment] = {}
+        self.storing: dict[str, UpdateHead] = {}  # update id -> head, journalled but not yet on disk
+        self.stored: dict[str, UpdateHead] = {}  # device -> its update of this round
+        self.declined: dict[str, str] = {}
+        self.began = 0.0
+        self.deadline = inf
+        self.gathering_since: float | None = None
+        self.done: dict[str, UpdateHead] = {}  # device -> its update of the round before, for repeats and the display
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take in one event. Unknown, stale and repeated ones change nothing."""
+        actions: list[Action] = []
+        if isinstance(event, StatusArrived):
+            self._status(event, now, actions)
+        elif isinstance(event, UpdateArrived):
+            self._update(event.head, actions)
+        elif isinstance(event, Stored):
+            self._stored(event, actions)
+        elif isinstance(event, Declined):
+            self._declined(event, actions)
+        elif isinstance(event, Folded):
+            self._folded(event, actions)
+        elif isinstance(event, Wish):
+            self._wish(event, actions)
+        self._advance(now, actions)
+        return actions
+
+    @property
+    def finished(self) -> bool:
+        """Whether all the rounds that were wanted are committed."""
+        return bool(self.pace.rounds) and self.round > self.pace.rounds
+
+    # -- what arrives ------------------------------------------------------------------------------
+
+    def _status(self, event: StatusArrived, now: float, actions: list[Action]) -> None:
+        if not self.registry.arrive(event.device, event.status, now):
+            return
+        actions.append(Say())
+        # A device that is born again has lost its assignment; what it finished before comes from its outbox.
+        waiting = self.phase is Phase.TRAINING and event.device in self.assignments and event.device not in self.stored
+        if event.status.online and waiting:
+            self.declined.pop(event.device, None)
+            self._send(event.device, now, actions)
+
+    def _update(self, head: UpdateHead, actions: list[Action]) -> None:
+        def answer(accepted: bool, reason: str = "") -> None:
+            actions.append(Acknowledge(head.device, head.id, accepted, reason))
+
+        for earlier in (self.stored.get(head.device), self.done.get(head.device)):
+            if earlier and earlier.id == head.id:
+                return answer(True)
+        if head.id in self.storing:
+            return None  # its answer follows once it is on disk
+        reason = self._refusal(head)
+        if reason:
+            return answer(False, reason)
+        self.storing[head.id] = head
+        actions.append(Store(head))
+        return None
+
+    def _refusal(self, head: UpdateHead) -> str:
+        if head.device in self.registry.quarantined:
+            return f"quarantined: {self.registry.quarantined[head.device]}"
+        if head.epoch != self.epoch:
+            return f"stale: trained in epoch {head.epoch}, this is epoch {self.epoch}"
+        if self.phase is not Phase.TRAINING or head.round != self.round:
+            return f"stale: made for round {head.round}, {self.phase.value} round {self.round}"
+        assignment = self.assignments.get(head.device)
+        if assignment is None or assignment.id != head.assignment:
+            return f"not assigned: {head.assignment!r} is none of this device's assignments"
+        if head.device in self.stored or any(other.device == head.device for other in self.storing.values()):
+            return f"duplicate: round {head.round} already has an update of this device"
+        return check_head(head, assignment)
+
+    def _stored(self, event: Stored, actions: list[Action]) -> None:
+        for id in event.ids:
+            head = self.storing.pop(id, None)
+            if head is None:
+                continue
+            if self.phase is Phase.TRAINING and head.round == self.round and head.epoch == self.epoch:
+                self.stored[head.device] = head
+                actions.append(Acknowledge(head.device, head.id, True))
+            else:
+                actions.append(Acknowledge(head.device, head.id, False, f"stale: round {head.round} has closed"))
+
+    def _declined(self, event: Declined, actions: list[Action]) -> None:
+        assignment = self.assignments.get(event.device)
+        if assignment and assignment.id == event.assignment and event.device not in self.stored:
+            self.declined[event.device] = event.reason
+            actions.append(Say())
+
+    def _wish(self, event: Wish, actions: list[Action]) -> None:
+        if event.kind == "pause":
+            self.paused = True
+        elif event.kind == "resume":
+            self.paused = False
+        elif event.kind == "quarantine":
+            self.registry.quarantined[event.device] = event.reason or "by an operator"
+        elif event.kind == "release":
+            self.registry.quarantined.pop(event.device, None)
+        actions.append(Say())
+
+    # -- rounds ------------------------------------------------------------------------------------
+
+    def _advance(self, now: float, actions: list[Action]) -> None:
+        if self.phase is Phase.TRAINING and (self._all_in() or now >= self.deadline) and not self.storing:
+            self.phase, self.wake = Phase.FOLDING, inf
+            order = tuple(self.stored[d].id for d in sorted(self.stored))
+            actions += [Fold(self.round, self.epoch, order), Say()]
+        if self.phase is Phase.GATHERING:
+            self._gather(now, actions)
+
+    def _all_in(self) -> bool:
+        """Whether nobody who could still answer is left."""
+        waiting = self.assignments.keys() - self.stored.keys() - self.declined.keys()
+        return not any(self._may_answer(d) for d in waiting)
+
+    def _may_answer(self, device: str) -> bool:
+        known = self.registry.devices.get(device)  # after a restart its birth may still be on the way
+        return (known is None or known.status.online) and device not in self.registry.quarantined
+
+    def _gather(self, now: float, actions: list[Action]) -> None:
+        ready = [] if self.paused or self.finished else self.registry.ready()
+        if not ready:
+            self.gathering_since, self.wake = None, inf
+            return
+        if self.gathering_since is None:
+            self.gathering_since = now
+        patience_ends = self.gathering_since + self.pace.gather
+        if self.round == 1 and len(ready) < self.pace.expect and now < patience_ends:
+            self.wake = patience_ends
+            return
+        self._open(ready, now, actions)
+
+    def _open(self, ready: list[str], now: float, actions: list[Action]) -> None:
+        plans = self.strategy.plan(self.round, [self.registry.member(d) for d in ready])
+        if not plans:  # nobody can do a single step within the budget: ask again when somebody changes
+            self.wake = inf
+            return
+        fresh = self._new_scales()
+        self.scales.update(fresh)
+        self.assignments = {d: self._assignment(d, plan) for d, plan in sorted(plans.items())}
+        longest = max(plan.seconds for plan in plans.values())
+        self.stored, self.declined = {}, {}
+        self.phase, self.began = Phase.TRAINING, now
+        self.deadline = now + longest * self.pace.patience + self.pace.margin
+        self.wake = self.deadline
+        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh))
+        for device in self.assignments:
+            self._send(device, now, actions)
+        actions.append(Say())
+
+    def _new_scales(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Normalisation of modalities that have none yet, from the sums that their owners sent at birth."""
+        fresh = {}
+        for m in self.spec.names:
+            if m not in self.scales:
+                sums = {d.id: d.status.scale[m] for d in self.registry.devices.values() if m in d.status.scale}
+                merged = normalisation(sums)
+                if merged and len(merged[0]) == self.spec.input(m).channels:
+                    fresh[m] = merged
+        return fresh
+
+    def _assignment(self, device: str, plan: Plan) -> Assignment:
+        needs = (*(self.spec.names if plan.local.zero_fill else self.registry.owned(device)), SHARED)
+        limits = plan.budget
+        return Assignment(
+            id=f"{self.epoch}.{self.round}",
+            round=self.round,
+            epoch=self.epoch,
+            steps=plan.steps,
+            versions={block: self.versions[block] for block in needs},
+            deadline=0.0,
+            seconds=0.0 if limits.seconds == inf else limits.seconds,
+            joules=0.0 if limits.joules == inf else limits.joules,
+            training=plan.local.to_dict(),
+            predicted_seconds=plan.seconds,
+        )
+
+    def _send(self, device: str, now: float, actions: list[Action]) -> None:
+        left = max(self.deadline - now, 0.0)
+        assignment = self.assignments[device].model_copy(update={"deadline": left})
+        actions.append(Send(device, assignment, max(1, ceil(left))))
+
+    def _folded(self, event: Folded, actions: list[Action]) -> None:
+        if self.phase is not Phase.FOLDING or event.round != self.round:
+            return
+        self.versions.update(event.versions)
+        self.strategy.observe(self.round, event.seen)
+        self.done, self.stored, self.assignments = self.stored, {}, {}
+        self.round += 1
+        self.phase = Phase.GATHERING
+        self.gathering_since = None
+        actions.append(Say())
+
+    # -- restart -----------------------------------------------------------------------------------
+
+    def reopen(self, assignments: Mapping[str, Assignment], stored: Mapping[str, UpdateHead], now: float) -> None:
+        """Continue a round that was open when the coordinator stopped, with the updates that it had."""
+        self.assignments, self.stored = dict(assignments), dict(stored)
+        self.phase, self.began = Phase.TRAINING, now
+        longest = max((a.predicted_seconds for a in assignments.values()), default=0.0)
+        self.deadline = self.wake = now + max(longest * self.pace.patience + self.pace.margin, self.pace.gather)
+
+
+def check_head(head: UpdateHead, assignment: Assignment) -> str:
+    """Why this update does not answer this assignment; empty if it does."""
+    for block, (version, steps) in head.blocks.items():
+        if block not in assignment.steps:
+            return f"block {block}: not assigned"
+        if version != assignment.versions.get(block):
+            return f"block {block}: stale version {version}, assigned {assignment.versions.get(block)}"
+        if not 1 <= steps <= assignment.steps[block]:
+            return f"block {block}: {steps} steps, assigned {assignment.steps[block]}"
+    if head.blocks and head.samples < 1:
+        return "samples: at least one window must stand behind an update"
+    return ""
