@@ -10,6 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+MAX_PAYLOAD = 268_435_455  # bytes: MQTT's own limit of a packet
+
+
+def check_topic(topic: str) -> None:
+    """ValueError where nothing can be published: empty, a wildcard, NUL."""
+    if not topic or any(sign in topic for sign in "+#\0"):
+        raise ValueError(f"{topic!r} is no topic to publish on: it is empty or holds '+', '#' or NUL")
+
 
 @dataclass(frozen=True)
 class Will:
