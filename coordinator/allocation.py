@@ -63,7 +63,8 @@ def _exact(w: Work, utility: Mapping[str, float], budget: Budget, cap: int, forc
     masks = masks[(masks[:, must] == 1).all(axis=1)]
 
     def total(of: Mapping[str, float], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return rows @ np.array([of[m] for m in w.blocks], float)
+        sums: npt.NDArray[Any] = rows @ np.array([of[m] for m in w.blocks], float)
+        return sums
 
     once = total(w.still, 1 - masks)
     step = w.step + total(w.train, masks)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import checkpoint
+from coordinator.checkpoint import Checkpoint, latest, save
 from coordinator.commit import Commit, fold_round
 from coordinator.events import Open, UpdateHead
 from coordinator.journal import Journal
@@ -120,7 +120,7 @@ class Ledger:
             "strategy": {"name": strategy.name, "state": strategy.state()},
             "done": {d: head.to_dict() for d, head in resumed.done.items()},
         }
-        written = checkpoint.save(
+        written = save(
             self.folder / "checkpoints", resumed.round - 1, dict(resumed.blocks), self.spec, meta, base=dict(base)
         )
         # What the checkpoint before this one needs is kept, in case this one turns out to be damaged; the run record
@@ -137,7 +137,7 @@ class Ledger:
         Raises CannotResume where the folder belongs to another model or a replayed commit gives other bits.
         """
         at = Resumed(blocks=dict(blocks), versions=dict.fromkeys(blocks, 0))
-        saved = checkpoint.latest(self.folder / "checkpoints")
+        saved = latest(self.folder / "checkpoints")
         if saved is not None:
             self._from_checkpoint(at, saved, strategy)
             self._checkpointed = at.round
@@ -163,7 +163,7 @@ class Ledger:
         at.said = f"{self.journal.recovered}; round {at.round} with {len(at.stored)} of {len(at.assignments)} updates"
         return at
 
-    def _from_checkpoint(self, at: Resumed, saved: checkpoint.Checkpoint, strategy: Strategy) -> None:
+    def _from_checkpoint(self, at: Resumed, saved: Checkpoint, strategy: Strategy) -> None:
         meta = saved.meta
         self._check_spec(saved.spec.to_dict())
         at.epoch, at.round, at.blocks = int(meta["epoch"]), int(meta["round"]), dict(saved.blocks)

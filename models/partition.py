@@ -150,4 +150,5 @@ def _initial_tensor(spec: ModelSpec, t: TensorSpec, rng: np.random.Generator) ->
     if t.name.startswith("fusion.weight"):
         # z sums over the modalities that are present; scaled as if all were.
         fan_in *= len(spec.inputs)
-    return (rng.standard_normal(t.size) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+    normal: Vector = (rng.standard_normal(t.size) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+    return normal
