@@ -50,11 +50,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """What a job came to: trained minus base per block, the steps taken and the mean loss of a step."""
+    """What a job came to.
+
+    deltas   trained minus base per block that took a step; steps  how many; loss  mean over the job's steps
+    there    modality -> steps in which it took part, trained or frozen (all of them without dropout)
+    """
 
     deltas: dict[str, Vector]
     steps: dict[str, int]
     loss: float
+    there: dict[str, int]
 
 
 class Engine:

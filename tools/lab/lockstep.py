@@ -342,10 +342,13 @@ class Stack:
     def _collect(self) -> list[Work]:
         deltas: list[dict[str, Vector]] = [{} for _ in self.jobs]
         steps: list[dict[str, int]] = [{} for _ in self.jobs]
+        present: list[dict[str, int]] = [{} for _ in self.jobs]
         for group, there in zip(self.groups, self.taking_part, strict=True):
             rows = group.deltas()
             taken = (there & (group.steps[None, :] > np.arange(self.tmax)[:, None])).sum(0)
+            counts = there.sum(0)
             for u, (j, m) in enumerate(group.pairs):
+                present[j][m] = int(counts[u])
                 if taken[u]:
                     deltas[j][m], steps[j][m] = rows[u], int(taken[u])
         rows = self.shared.deltas()
@@ -353,5 +356,5 @@ class Stack:
         for j, job in enumerate(self.jobs):
             if self.shared_steps[j]:
                 deltas[j][SHARED], steps[j][SHARED] = rows[j], int(self.shared_steps[j])
-            works.append(Work(deltas[j], steps[j], float(self.loss[j]) / max(job.total, 1)))
+            works.append(Work(deltas[j], steps[j], float(self.loss[j]) / max(job.total, 1), present[j]))
         return works
