@@ -1,0 +1,318 @@
+"""The round core: what it does with births, deaths, updates, deadlines, repeats and restarts. No I/O anywhere."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import coordinator.rounds
+from coordinator.events import (
+    Acknowledge,
+    Action,
+    Declined,
+    Event,
+    Fold,
+    Folded,
+    Open,
+    Send,
+    StatusArrived,
+    Store,
+    Stored,
+    Tick,
+    UpdateArrived,
+    UpdateHead,
+    Wish,
+)
+from coordinator.rounds import Pace, Phase, Rounds
+from coordinator.strategies import Settings, strategy
+from models import SHARED
+from protocol.messages import Scale, Status
+from tests.worlds import spec
+
+
+def birth(modalities: tuple[str, ...] = ("torso", "arm"), boot: str = "b1", **more: object) -> Status:
+    fields: dict[str, object] = {
+        "online": True,
+        "boot": boot,
+        "modalities": dict.fromkeys(modalities, 3),
+        "windows": 40,
+        "can_train": True,
+    }
+    return Status.model_validate({**fields, **more})
+
+
+class Table:
+    """A core with its time and what it wanted so far."""
+
+    def __init__(self, method: str = "relief", **pace: float) -> None:
+        self.now = 0.0
+        of = spec(3)
+        self.core = Rounds(of, strategy(method)(of, Settings()), Pace(**pace))  # type: ignore[arg-type]
+
+    def feed(self, event: Event) -> list[Action]:
+        return self.core.handle(event, self.now)
+
+    def born(self, device: str, **status: object) -> list[Action]:
+        return self.feed(StatusArrived(device, birth(**status)))  # type: ignore[arg-type]
+
+    def head(self, device: str, **changes: object) -> UpdateHead:
+        a = self.core.assignments[device]
+        fields: dict[str, object] = {
+            "id": f"{device}-{a.id}",
+            "device": device,
+            "boot": "b1",
+            "round": a.round,
+            "epoch": a.epoch,
+            "assignment": a.id,
+            "blocks": {b: (a.versions[b], s) for b, s in a.steps.items()},
+            "samples": 40,
+        }
+        return UpdateHead(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def answers(self, head: UpdateHead) -> list[Action]:
+        """Deliver an update and let the disk have it."""
+        actions = self.feed(UpdateArrived(head))
+        return actions + self.feed(Stored(tuple(a.head.id for a in actions if isinstance(a, Store))))
+
+
+def kinds(actions: list[Action], kind: type) -> list[Action]:
+    return [a for a in actions if isinstance(a, kind)]
+
+
+def test_a_round_goes_from_birth_to_the_next_assignment() -> None:
+    t = Table()
+    opened = t.born("a")
+    assert [type(a) for a in opened if isinstance(a, Open | Send)] == [Open, Send]
+    actions = t.answers(t.head("a"))
+    assert kinds(actions, Acknowledge) == [Acknowledge("a", "a-1.1", True)]
+    (fold,) = kinds(actions, Fold)
+    assert fold == Fold(1, 1, ("a-1.1",))
+    after = t.feed(Folded(1, {"torso": 1}, {}))
+    (again,) = kinds(after, Send)
+    assert isinstance(again, Send)
+    assert again.assignment.round == 2
+    assert again.assignment.versions == {"torso": 1, "arm": 0, SHARED: 0}
+
+
+def test_an_update_is_acknowledged_only_once_it_is_on_disk() -> None:
+    t = Table()
+    t.born("a")
+    assert not kinds(t.feed(UpdateArrived(t.head("a"))), Acknowledge)
+    assert t.core.phase is Phase.TRAINING
+    assert kinds(t.feed(Stored(("a-1.1",))), Acknowledge)
+
+
+def test_a_repeated_update_is_acknowledged_again_and_counted_once() -> None:
+    t = Table()
+    t.born("a")
+    t.born("b")
+    t.core.handle(StatusArrived("b", birth()), 0.0)
+    head = t.head("a")
+    t.answers(head)
+    t.feed(Folded(1, {}, {}))
+    repeat = t.feed(UpdateArrived(head))
+    assert kinds(repeat, Acknowledge) == [Acknowledge("a", "a-1.1", True)]
+    assert not kinds(repeat, Store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"epoch": 7}, "stale: trained in epoch 7"),
+        ({"round": 9}, "stale: made for round 9"),
+        ({"assignment": "other"}, "not assigned"),
+        ({"blocks": {"leg": (0, 1)}}, "block leg: not assigned"),
+        ({"blocks": {"torso": (5, 1)}}, "block torso: stale version 5"),
+        ({"blocks": {"torso": (0, 10_000)}}, "block torso: 10000 steps"),
+        ({"blocks": {"torso": (0, 0)}}, "block torso: 0 steps"),
+        ({"samples": 0}, "samples"),
+    ],
+)
+def test_an_update_that_does_not_answer_its_assignment_is_refused(changes: dict[str, object], reason: str) -> None:
+    t = Table()
+    t.born("a")
+    actions = t.feed(UpdateArrived(t.head("a", **changes)))
+    (answer,) = kinds(actions, Acknowledge)
+    assert isinstance(answer, Acknowledge)
+    assert not answer.accepted
+    assert answer.reason.startswith(reason)
+    assert not kinds(actions, Store)
+
+
+def test_a_second_update_of_the_same_round_is_refused() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    t.answers(t.head("a"))
+    (answer,) = kinds(t.answers(t.head("a", id="another")), Acknowledge)
+    assert isinstance(answer, Acknowledge)
+    assert answer.reason.startswith("duplicate")
+
+
+def test_a_vanished_device_costs_at_most_the_deadline() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    t.answers(t.head("a"))
+    assert t.core.phase is Phase.TRAINING
+    t.now = t.core.wake
+    (fold,) = kinds(t.feed(Tick()), Fold)
+    assert isinstance(fold, Fold)
+    assert fold.updates == ("a-1.1",)
+
+
+def test_a_death_that_is_announced_costs_nothing() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    t.answers(t.head("a"))
+    death = Status(online=False, boot="b1")
+    assert kinds(t.feed(StatusArrived("b", death)), Fold)
+
+
+def test_a_late_death_of_an_earlier_boot_does_not_bury_a_live_device() -> None:
+    t = Table()
+    t.born("a", boot="b2")
+    t.feed(StatusArrived("a", Status(online=False, boot="b1")))
+    assert t.core.registry.devices["a"].status.online
+
+
+def test_a_device_born_again_within_a_round_gets_its_assignment_again() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    t.now = 1.0
+    (send,) = kinds(t.born("a", boot="b2"), Send)
+    assert isinstance(send, Send)
+    assert send.assignment.id == "1.1"
+    assert send.assignment.deadline < t.core.deadline
+
+
+def test_updates_are_folded_in_device_order_whatever_the_arrival_order() -> None:
+    for order in (("a", "b", "c"), ("c", "a", "b")):
+        t = Table(expect=3)
+        for device in "abc":
+            t.born(device)
+        actions: list[Action] = []
+        for device in order:
+            actions += t.answers(t.head(device))
+        (fold,) = kinds(actions, Fold)
+        assert isinstance(fold, Fold)
+        assert fold.updates == ("a-1.1", "b-1.1", "c-1.1")
+
+
+def test_who_declines_is_not_waited_for() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    t.answers(t.head("a"))
+    assert kinds(t.feed(Declined("b", "1.1", "battery at 5 %")), Fold)
+
+
+def test_without_devices_nothing_happens_and_no_timer_runs() -> None:
+    t = Table()
+    t.born("a")
+    t.answers(t.head("a"))
+    t.feed(StatusArrived("a", Status(online=False, boot="b1")))
+    t.feed(Folded(1, {}, {}))
+    assert t.core.phase is Phase.GATHERING
+    assert t.core.wake == float("inf")
+    assert kinds(t.born("a", boot="b2"), Send)
+
+
+def test_a_paused_fleet_finishes_its_round_and_begins_no_other() -> None:
+    t = Table()
+    t.born("a")
+    t.feed(Wish("pause"))
+    t.answers(t.head("a"))
+    assert not kinds(t.feed(Folded(1, {}, {})), Send)
+    assert kinds(t.feed(Wish("resume")), Send)
+
+
+def test_a_quarantined_device_is_neither_asked_nor_heard() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    head = t.head("b")
+    t.feed(Wish("quarantine", "b", "norms far off"))
+    (answer,) = kinds(t.feed(UpdateArrived(head)), Acknowledge)
+    assert isinstance(answer, Acknowledge)
+    assert "norms far off" in answer.reason
+    t.answers(t.head("a"))
+    sent = kinds(t.feed(Folded(1, {}, {})), Send)
+    assert [s.device for s in sent if isinstance(s, Send)] == ["a"]
+
+
+def test_the_first_round_waits_for_the_expected_devices_but_not_for_ever() -> None:
+    t = Table(expect=3, gather=10.0)
+    assert not kinds(t.born("a"), Send)
+    assert t.core.wake == 10.0
+    t.now = 10.0
+    assert kinds(t.feed(Tick()), Send)
+
+
+def test_no_device_is_assigned_what_it_does_not_own() -> None:
+    t = Table(expect=2)
+    t.born("a", modalities=("torso",))
+    t.born("b", modalities=("arm", "leg"))
+    for device, a in t.core.assignments.items():
+        assert set(a.steps) <= {*t.core.registry.owned(device), SHARED}
+
+
+def test_zero_filled_fedavg_gives_everybody_the_full_model() -> None:
+    t = Table("fedavg")
+    t.born("a", modalities=("torso",))
+    assert set(t.core.assignments["a"].steps) == {"torso", "arm", "leg", SHARED}
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [
+        ({"protocol": 99}, "speaks protocol 99"),
+        ({"modalities": ("radar",)}, "owns no modality of the model"),
+    ],
+)
+def test_a_device_that_does_not_fit_is_named_and_left_out(status: dict[str, object], fault: str) -> None:
+    t = Table()
+    assert not kinds(t.born("a", **status), Send)
+    assert fault in t.core.registry.devices["a"].fault
+
+
+def test_a_cohorts_normalisation_is_made_of_its_devices_sums() -> None:
+    t = Table(expect=2)
+    one = Scale(count=2, total=[2.0, 0.0, 0.0], squares=[4.0, 0.0, 0.0])
+    two = Scale(count=2, total=[6.0, 0.0, 0.0], squares=[20.0, 0.0, 0.0])
+    t.born("a", scale={"torso": one})
+    (opened,) = kinds(t.born("b", scale={"torso": two}), Open)
+    assert isinstance(opened, Open)
+    center, width = opened.normalisation["torso"]
+    assert center == [2.0, 0.0, 0.0]
+    assert width == pytest.approx([2.0**0.5, 1.0, 1.0])
+
+
+def test_a_restarted_round_continues_with_the_updates_it_had() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    head = t.head("a")
+    t.answers(head)
+    later = Table(expect=2)
+    later.core.reopen(t.core.assignments, t.core.stored, 0.0)
+    assert kinds(later.feed(UpdateArrived(head)), Acknowledge) == [Acknowledge("a", head.id, True)]
+    (send,) = kinds(later.born("b"), Send)
+    assert isinstance(send, Send)
+    assert send.device == "b"
+    (fold,) = kinds(later.answers(later.head("b")), Fold)
+    assert isinstance(fold, Fold)
+    assert fold.updates == ("a-1.1", "b-1.1")
+
+
+def test_the_round_core_imports_nothing_that_does_input_or_output() -> None:
+    allowed = {"__future__", "collections.abc", "dataclasses", "enum", "math"}
+    tree = ast.parse(Path(coordinator.rounds.__file__).read_text())
+    modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not [n for n in ast.walk(tree) if isinstance(n, ast.Import)]
+    ours = {m for m in modules if m and m.split(".")[0] in ("coordinator", "models", "protocol")}
+    assert modules - ours <= allowed
