@@ -69,11 +69,11 @@ class Wearer:
     def __init__(self, seed: int, subject: str) -> None:
         self.seed, self.subject = seed, subject
         own = rng_of(seed, subject, "person")
-        self.pace = own.normal(1.0, 0.07)
-        self.vigour = float(np.exp(own.normal(0.0, 0.2)))
+        self.pace = own.normal(1.0, 0.09)
+        self.vigour = float(np.exp(own.normal(0.0, 0.28)))
         self.rest_bpm, self.top_bpm = own.normal(66.0, 7.0), own.normal(182.0, 9.0)
         self.beat = own.normal(1.0, 0.12, 5)  # heights of P, Q, R, S, T
-        self.mounting = {place: _rotation(own, 0.30) for place in PLACES}
+        self.mounting = {place: _rotation(own, 0.35) for place in PLACES}
 
     def bout(self, activity: Activity, number: int, rate_hz: float, samples: int) -> Bout:
         """The wearer does `activity` for the `number`-th time."""
@@ -95,22 +95,23 @@ class Bout:
     def see(self, place: str, kind: str) -> Reals:
         """(samples, 3) of an inertial sensor, in the units of KINDS."""
         a, w, own = self._activity, self._wearer, self._rng(place, kind)
-        reach = {"chest": a.trunk, "ankle": a.leg}.get(place, a.arm) * w.vigour * own.normal(1.0, 0.06)
+        reach = {"chest": a.trunk, "ankle": a.leg}.get(place, a.arm) * w.vigour * own.normal(1.0, 0.12)
         if kind == "mag":
             east, north = np.cos(self._heading), np.sin(self._heading)
             level = np.stack([east * 22.0 - north * 5.0, north * 22.0 + east * 5.0, np.full(self._n, -42.0)], axis=1)
             seen = level @ self._tilt(place).T + 0.6 * reach * self._swing(place, "acc")
             return np.asarray((seen + own.normal(0, 0.4, seen.shape)) @ w.mounting[place].T)
         swing = self._swing(place, kind) * (reach if kind == "acc" else 0.35 * reach)
-        fidget = np.stack([_smooth(own, self._n, 0.7 * self._rate) for _ in range(3)], axis=1) * (0.12 + 0.05 * reach)
-        noise = own.normal(0, 0.12 if kind == "acc" else 0.05, swing.shape)
+        fidget = np.stack([_smooth(own, self._n, 0.7 * self._rate) for _ in range(3)], axis=1) * (0.25 + 0.12 * reach)
+        noise = own.normal(0, 0.35 if kind == "acc" else 0.15, swing.shape)
         rest = self._tilt(place) @ np.array([0.0, 0.0, GRAVITY]) if kind == "acc" else np.zeros(3)
         return np.asarray((rest + swing + fidget + noise) @ w.mounting[place].T)
 
     def heart_rate(self) -> Reals:
         """(samples,) beats per minute: half way from the last effort to this one, with its own restlessness."""
         own, w = self._rng("heart"), self._wearer
-        target = w.rest_bpm + self._activity.effort * (w.top_bpm - w.rest_bpm)
+        effort = self._activity.effort * own.normal(1.0, 0.08)
+        target = w.rest_bpm + effort * (w.top_bpm - w.rest_bpm)
         before = target + own.normal(-4.0, 9.0)
         lag = np.exp(-np.arange(self._n) / (25.0 * self._rate))
         return np.asarray(target + (before - target) * lag + 2.5 * _smooth(own, self._n, 5.0 * self._rate))
@@ -123,24 +124,25 @@ class Bout:
         heights = np.array([[0.12, -0.12, 1.1, -0.25, 0.28], [0.08, -0.05, 0.7, -0.35, 0.20]]) * w.beat
         waves = np.exp(-0.5 * ((beat[:, None] - np.array(_WAVE_AT)) / np.array(_WAVE_WIDTH)) ** 2)
         breath = 0.06 * np.sin(2 * np.pi * 0.27 * np.arange(self._n) / self._rate + own.uniform(0, 6))
-        artefact = 0.03 * self._activity.trunk * np.stack([np.cos(2 * self._phase), np.sin(self._phase)], axis=1)
-        return np.asarray(waves @ heights.T + breath[:, None] + artefact + own.normal(0, 0.04, (self._n, 2)))
+        artefact = 0.015 * self._activity.trunk * np.stack([np.cos(2 * self._phase), np.sin(self._phase)], axis=1)
+        return np.asarray(waves @ heights.T + breath[:, None] + artefact + own.normal(0, 0.07, (self._n, 2)))
 
     def _rng(self, *what: str) -> np.random.Generator:
         w = self._wearer
         return rng_of(w.seed, w.subject, self._activity.name, self._number, *what)
 
     def _swing(self, place: str, kind: str) -> Reals:
-        """(samples, 3): harmonics of the cadence in directions that belong to the activity, a little to the wearer."""
+        """(samples, 3): harmonics of the cadence in directions of the activity, the wearer and the day."""
         if not self._activity.cadence:
             return np.zeros((self._n, 3))
         style = rng_of(self._activity.name, place, kind)
         manner = rng_of(self._wearer.seed, self._wearer.subject, self._activity.name, place, kind)
+        today = self._rng(place, kind, "manner")
         total = np.zeros((self._n, 3))
         for harmonic in (1, 2, 3, 4):
             height = 1.0 if harmonic == 1 else self._activity.sharpness ** (harmonic - 1) * 1.5
-            direction = style.normal(0, 1, 3) + manner.normal(0, 0.35, 3)
-            offset = style.uniform(0, 2 * np.pi, 3) + manner.normal(0, 0.3, 3)
+            direction = style.normal(0, 1, 3) + manner.normal(0, 0.6, 3) + today.normal(0, 0.4, 3)
+            offset = style.uniform(0, 2 * np.pi, 3) + manner.normal(0, 0.5, 3) + today.normal(0, 0.3, 3)
             total += height * direction / 2.0 * np.cos(harmonic * self._phase[:, None] + offset)
         return total
 

@@ -55,7 +55,7 @@ class Dsads:
     rate_hz = RATE_HZ
     window_s = 5.0
     overlap = 0.0
-    activities = ACTIVITIES
+    activities: tuple[str, ...] = ACTIVITIES
 
     def __init__(self, path: Path, units: Literal["units", "sensors"] = "units") -> None:
         self.name = "dsads" if units == "units" else "dsads15"

@@ -1,0 +1,70 @@
+"""Where recordings are: `RELIEF_DATA`, then `./data`, else the synthetic set, always saying which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sensors.dsads import Dsads
+from sensors.recording import DataSet
+from sensors.synthetic import Synthetic
+
+# name -> (folder below the root, how to read it)
+READERS: dict[str, tuple[str, Callable[[Path], DataSet]]] = {
+    "dsads": ("dsads", Dsads),
+    "dsads15": ("dsads", lambda path: Dsads(path, "sensors")),
+}
+NAMES = (*READERS, "synthetic")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set and where it was found; `path` is None for the synthetic set, `note` says it all in one line."""
+
+    dataset: DataSet
+    path: Path | None
+    note: str
+
+
+def roots() -> list[tuple[str, Path]]:
+    """Where recordings are looked for, in this order, and what each place is called."""
+    named = os.environ.get("RELIEF_DATA")
+    return [*([("RELIEF_DATA", Path(named))] if named else []), ("./data", Path("data"))]
+
+
+def find(name: str) -> Found:
+    """The data set called `name`, else the synthetic one.
+
+    ValueError for a name that nobody knows. DataError where there are recordings but damaged ones: they are never
+    replaced silently.
+    """
+    if name == "synthetic":
+        return _synthetic("synthetic sensor streams, made from a seed")
+    if name not in READERS:
+        raise ValueError(f"no data set {name!r}: expected one of {', '.join(NAMES)}")
+    folder, reader = READERS[name]
+    for called, root in roots():
+        for place in places(root / folder):
+            dataset = reader(place)
+            return Found(dataset, place, f"{name}: {len(dataset.subjects())} subjects from {place} ({called})")
+    looked = " or ".join(str(root / folder) for _, root in roots())
+    unset = "" if os.environ.get("RELIEF_DATA") else " (RELIEF_DATA is not set)"
+    return _synthetic(
+        f"{name}: no recordings in {looked}{unset}, so the synthetic set is used; "
+        f"`relief data fetch {folder}` gets the real ones"
+    )
+
+
+def places(folder: Path) -> list[Path]:
+    """The zip files of a folder, or the folder itself where it holds unpacked files; nothing where it is empty."""
+    if not folder.is_dir():
+        return [folder.with_suffix(".zip")] if folder.with_suffix(".zip").is_file() else []
+    inside = sorted(folder.iterdir())
+    unpacked = [p for p in inside if p.is_dir() or p.suffix in (".dat", ".log")]
+    return [folder] if unpacked else [p for p in inside if p.suffix == ".zip"]
+
+
+def _synthetic(note: str) -> Found:
+    return Found(Synthetic(), None, note)
