@@ -163,7 +163,7 @@ class Broker:
         process = self._process
         while process is not None and process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
-                if process.poll() is None:
+                if process.poll() is None and _listens(process.pid, self.port):
                     return
             time.sleep(0.01)
         told = self.log.strip() or "it wrote nothing; a trailing comment on a line of its configuration does that"
@@ -201,6 +201,18 @@ def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether it is `pid` that accepts on `port`, not somebody who was faster (Linux; elsewhere taken on trust)."""
+    try:
+        tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+        held = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return True
+    rows = [line.split() for table in tables for line in table]
+    listening = (row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port)
+    return any(f"socket:[{inode}]" in held for inode in listening)
 
 
 _PR_SET_PDEATHSIG = 1

@@ -137,10 +137,14 @@ class MqttTransport:
                 continue
             if self._connected_at is not None:
                 short = short + 1 if time.monotonic() - self._connected_at < SHORT else 0
-                delay = self._first_delay() if short <= 1 else delay
-            if short > SHORT_LIMIT:
-                code, reason = code or -1, f"{short} connections in a row ended within {SHORT:g} s, the last: {reason}"
-            if code == -1 or ends_for_good(code):
+                delay = self._first_delay()
+            if short > SHORT_LIMIT and not ends_for_good(code):
+                # Mosquitto 2.0 tells nobody that he was replaced; two of one name kick each other for ever.
+                reason = (
+                    f"{short} connections in a row ended within {SHORT:g} s, the last: {reason}. Most often another "
+                    f"connection has the identity {self.identity}: give every one its own; else see the broker's log"
+                )
+            if short > SHORT_LIMIT or ends_for_good(code):
                 log.error("%s: %s", self.identity, reason)
                 self._tell(Stopped(code, reason))
                 return
