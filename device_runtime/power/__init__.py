@@ -6,6 +6,7 @@ from device_runtime.power.estimate import EstimateMonitor
 from device_runtime.power.jtop_monitor import JtopMonitor
 from device_runtime.power.monitor import Found, Monitor, PowerError, Sample
 from device_runtime.power.rapl import RaplMonitor
+from device_runtime.power.rounds import MeteredJoules
 from device_runtime.power.search import ORDER, find
 from device_runtime.power.sysfs import SysfsMonitor
 
@@ -20,6 +21,7 @@ __all__ = [
     "Limits",
     "Mark",
     "Meter",
+    "MeteredJoules",
     "Monitor",
     "PowerError",
     "RaplMonitor",
