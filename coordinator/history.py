@@ -16,15 +16,15 @@ from coordinator.events import UpdateHead
 class RoundRecord:
     """One committed round.
 
-    ended, seconds     wall clock: seconds since the run began, and of this round
+    began, ended       wall clock, seconds since the coordinator started
     divergence         block -> D' of this round (blocks with at least two trainers)
     joules             sum over devices, from `power` sources; estimates are named as such by the devices
     bytes_up, _down    payloads received, and published once for all subscribers
     """
 
     round: int
+    began: float
     ended: float
-    seconds: float
     assigned: int
     updates: int
     partial: int
@@ -41,8 +41,8 @@ class RoundRecord:
 
 def record(
     round: int,
-    now: float,
-    seconds: float,
+    began: float,
+    ended: float,
     assigned: int,
     heads: Sequence[UpdateHead],
     seen: Mapping[str, tuple[Divergence, float]],
@@ -53,8 +53,8 @@ def record(
     samples = sum(h.samples for h in heads)
     return RoundRecord(
         round=round,
-        ended=now,
-        seconds=seconds,
+        began=began,
+        ended=ended,
         assigned=assigned,
         updates=len(heads),
         partial=sum(h.partial for h in heads),

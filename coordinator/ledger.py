@@ -146,6 +146,7 @@ class Ledger:
             header = record.header
             if record.kind == "run":
                 self._check_spec(header["spec"])
+                at.epoch = max(at.epoch, int(header["epoch"]))
             elif _round_of(header) < at.round:
                 continue
             elif record.kind == "open":

@@ -155,6 +155,8 @@ class Coordinator:
         if at.round > 1 or at.assignments:
             log.info("resumed: %s", at.said)
         else:
+            # Epochs of different runs must differ: a device may still hold work for the run before this one.
+            at.epoch = self.core.epoch = int(time.time())
             self.ledger.begin(at.epoch)
             self._unsaved = True
         self._publisher.state(CoordinatorState(online=True, boot=self.boot, epoch=at.epoch, model=self.spec.to_dict()))
@@ -342,7 +344,7 @@ class Coordinator:
         up, down = self._marks
         self.history.round(
             record(
-                action.round, now, now - began, assigned, heads, done.seen,
+                action.round, began, now, assigned, heads, done.seen,
                 self._bytes_up - up, self._publisher.bytes_down - down,
             )
         )  # fmt: skip

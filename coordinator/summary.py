@@ -23,7 +23,7 @@ def summary(core: Rounds, history: History, now: float) -> dict[str, Any]:
         "trainers": dict(last.trainers) if last else {},
         "divergence": core.strategy.divergence() or (dict(last.divergence) if last else {}),
         "loss": last.loss if last else None,
-        "last_seconds": last.seconds if last else None,
+        "last_seconds": last.ended - last.began if last else None,
         "scores": dict(history.scores),
         "scored_round": history.scored_round,
         "joules": history.joules,

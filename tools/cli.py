@@ -1,0 +1,62 @@
+"""The `relief` command. Every verb is a module of its own, imported when it is used, so that a device starts small."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+
+import typer
+
+# verb -> (module, attribute, help)
+VERBS: dict[str, tuple[str, str, str]] = {
+    "demo": ("tools.demo.run", "demo", "A fleet on this machine: broker, coordinator, eight devices, a picture."),
+    "coordinator": ("tools.coordinator", "app", "Run a fleet's coordinator."),
+    "device": ("tools.device", "app", "Run a device, check it."),
+    "broker": ("tools.broker", "app", "Certificates, access rules and Mosquitto's configuration."),
+    "pretrain": ("tools.pretrain", "pretrain", "Train the base model for mode lora."),
+    "fleet": ("tools.fleet", "app", "Look at a running fleet and steer it."),
+    "data": ("tools.data", "app", "Fetch, describe and plot recordings."),
+    "replay": ("tools.replay", "replay", "Play recordings as sensor topics."),
+    "simulate": ("tools.lab.cli", "simulate", "One simulated run in virtual time."),
+    "experiment": ("tools.lab.cli", "experiment", "Grids of methods, fleets, folds and seeds; their reports."),
+    "export": ("tools.export", "export", "Make ONNX files of a checkpoint."),
+}
+
+
+def build(verbs: Iterable[str]) -> typer.Typer:
+    """The command with these verbs."""
+    app = typer.Typer(no_args_is_help=True, help="Federated learning over MQTT for fleets whose sensors differ.")
+
+    @app.callback()
+    def _root() -> None:
+        """Federated learning over MQTT for fleets whose sensors differ."""
+
+    for verb in verbs:
+        module, attribute, about = VERBS[verb]
+        if importlib.util.find_spec(module) is None:
+            continue
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb, help=about)
+        else:
+            app.command(verb, help=None if found.__doc__ else about)(found)
+    return app
+
+
+def main() -> None:
+    """Entry point of the command; errors that a user can mend are one line and exit code 2."""
+    from protocol.errors import ProtocolError
+    from sensors.recording import DataError
+
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    try:
+        build([asked] if asked in VERBS else VERBS)()
+    except (ProtocolError, DataError, ValueError) as error:
+        typer.secho(f"relief: {error}", err=True, fg="red")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

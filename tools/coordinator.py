@@ -1,0 +1,135 @@
+"""`relief coordinator`: run the coordinator of a fleet."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coordinator.service import Coordinator
+from coordinator.strategies import strategy
+from models.partition import Vector
+from models.spec import Mode, ModelSpec
+from protocol.mqtt import MqttTransport
+from tools.configuration import EvaluationConfig, File, dataset, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coordinator.scorer import Snapshot
+
+app = typer.Typer(no_args_is_help=True, help="The coordinator: assigns blocks and budgets, aggregates per cohort.")
+
+log = logging.getLogger("relief.coordinator")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="Configuration file (TOML).", exists=True, dir_okay=False)],
+) -> None:
+    """Coordinate the fleet until interrupted, or until the configured rounds are done.
+
+    Example: relief coordinator run --config fleet.toml
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    coordinator = build(read(config))
+    stop = threading.Event()
+
+    def end(signum: int, frame: object) -> None:
+        stop.set()
+        coordinator.wake()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    coordinator.run(stop)
+    if coordinator.stopped:
+        log.error("%s", coordinator.stopped)
+        raise typer.Exit(1)
+
+
+def build(file: File) -> Coordinator:
+    """A coordinator as the file describes it, over two MQTT connections of their own identities."""
+    c = file.coordinator
+    spec = file.model.spec(dataset(file.model.dataset))
+    method = strategy(c.strategy)(spec, c.settings())
+    start, base, scales = _base(file.model.base, spec) if spec.mode is Mode.LORA else (None, None, None)
+    return Coordinator(
+        fleet=file.fleet,
+        spec=spec,
+        strategy=method,
+        pace=c.pace(),
+        folder=c.folder,
+        control=MqttTransport(file.broker, "coordinator-control"),
+        bulk=MqttTransport(file.broker, "coordinator-bulk"),
+        start=start,
+        base=base,
+        scales=scales,
+        evaluate=scoring(file.evaluation, spec, base, zero_fill=method.local().zero_fill) if file.evaluation else None,
+    )
+
+
+def _base(
+    folder: Path | None, spec: ModelSpec
+) -> tuple[dict[str, Vector], dict[str, Vector], dict[str, tuple[list[float], list[float]]]]:
+    """(trainable start, frozen base, normalisation) from what `relief pretrain` wrote."""
+    from coordinator.checkpoint import latest
+    from models.pretrain import lora_from
+
+    saved = latest(folder) if folder else None
+    if saved is None:
+        raise typer.BadParameter(
+            f"mode lora needs a base model, and {folder or 'model.base'} holds none: make one with "
+            f'`relief pretrain --dataset {{name}} --subjects {{ids}} --out FOLDER` and set model.base = "FOLDER"'
+        )
+    start, base = lora_from(saved.blocks, spec)
+    return start, base, {m: (list(c), list(w)) for m, (c, w) in saved.meta["scales"].items()}
+
+
+def scoring(
+    config: EvaluationConfig, spec: ModelSpec, base: dict[str, Vector] | None, *, zero_fill: bool
+) -> Callable[[Snapshot], dict[str, float]]:
+    """Scores a snapshot; recordings are read at the first call, in the scorer's own thread."""
+    found: list[Callable[[Snapshot], dict[str, float]]] = []
+
+    def evaluate(snapshot: Snapshot) -> dict[str, float]:
+        if not found:
+            found.append(_evaluator(config, spec, base, zero_fill=zero_fill))
+        return found[0](snapshot)
+
+    return evaluate
+
+
+def _evaluator(
+    config: EvaluationConfig, spec: ModelSpec, base: dict[str, Vector] | None, *, zero_fill: bool
+) -> Callable[[Snapshot], dict[str, float]]:
+    import numpy as np
+    import torch
+
+    from coordinator.evaluation import Evaluator, Labelled, Owner
+    from models.partition import initial
+    from sensors.splits import between
+    from sensors.windows import Windows, cut
+
+    torch.set_num_threads(1)
+    data = dataset(config.dataset)
+    window_s = spec.inputs[0].samples / data.rate_hz
+    seen = sorted({s for owner in config.owner for s in owner.subjects})
+
+    def windows(subjects: list[str]) -> Windows:
+        return cut((r for s in subjects for r in data.recordings(s)), data, window_s)
+
+    def labelled(w: Windows) -> Labelled:
+        return Labelled(w.x, w.y, np.array(w.subjects)[w.subject])
+
+    evaluator = Evaluator(
+        spec,
+        labelled(between(windows(seen), 5 / 6, 1.0)),
+        labelled(windows(list(config.held_out))),
+        [Owner(owner.modalities, owner.subjects) for owner in config.owner],
+    )
+    frozen = base or initial(spec)[1]
+    return lambda snapshot: evaluator(snapshot.blocks, frozen, snapshot.scales, zero_fill=zero_fill)
