@@ -24,6 +24,11 @@ class Features:
         self._ids: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self.computed = 0  # windows that went through the encoder
 
+    @property
+    def known(self) -> npt.NDArray[np.int64]:
+        """The ids of windows that have features."""
+        return self._ids[self._have]
+
     def align(self, ids: npt.NDArray[np.int64]) -> None:
         """Make row n stand for window ids[n]; what is known of windows that are still there is carried over."""
         if np.array_equal(ids, self._ids):
@@ -38,20 +43,25 @@ class Features:
             self._rows = rows
         self._ids, self._have = ids.copy(), have
 
-    def batch(self, chosen: npt.NDArray[np.int64], x: Tensor, encode: Encode) -> Tensor:
-        """Features (B, d_m) of the windows `chosen` out of x (N, C, T)."""
-        missing = np.unique(chosen[~self._have[chosen]])
-        if len(missing):
-            at = torch.from_numpy(missing).to(x.device)
-            with torch.no_grad():
-                fresh = encode(x[at])
-            if self._rows is None or self._rows.dtype != fresh.dtype:
-                self._rows = fresh.new_zeros((len(self._ids), fresh.shape[1]))
-            self._rows[at] = fresh
-            self._have[missing] = True
-            self.computed += len(missing)
+    def missing(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which of the windows `chosen` have no features yet, each once."""
+        return np.unique(chosen[~self._have[chosen]])
+
+    def fill(self, missing: npt.NDArray[np.int64], x: Tensor, encode: Encode) -> None:
+        """Encode these windows out of x (N, C, T) without recording a graph."""
+        at = torch.from_numpy(missing).to(x.device)
+        with torch.no_grad():
+            fresh = encode(x[at])  # (n, d_m)
+        if self._rows is None:
+            self._rows = fresh.new_zeros((len(self._ids), fresh.shape[1]))
+        self._rows[at] = fresh
+        self._have[missing] = True
+        self.computed += len(missing)
+
+    def rows(self, chosen: npt.NDArray[np.int64]) -> Tensor:
+        """Features (B, d_m) of windows that all have them."""
         assert self._rows is not None
-        return self._rows[torch.from_numpy(chosen).to(x.device)]
+        return self._rows[torch.from_numpy(chosen).to(self._rows.device)]
 
 
 class ResidentFeatures:
@@ -61,9 +71,16 @@ class ResidentFeatures:
         self._kept: dict[str, tuple[object, Features]] = {}
 
     def of(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> Features:
-        """The features of modality `name` under frozen weights `base` (a digest), aligned to these windows."""
+        """The features of modality `name` under frozen weights `base` (digest and precision), aligned to these windows."""
         known = self._kept.get(name)
         if known is None or known[0] != base:
             known = self._kept[name] = (base, Features())
         known[1].align(ids)
         return known[1]
+
+    def lacking(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> int:
+        """How many of these windows would have to be encoded."""
+        known = self._kept.get(name)
+        if known is None or known[0] != base:
+            return len(ids)
+        return int((~np.isin(ids, known[1].known)).sum())

@@ -36,13 +36,6 @@ class BlockTime:
     trained: int = 0
 
 
-@dataclass
-class Timed:
-    """Filled in by the timed piece of code: how many windows it worked on."""
-
-    windows: int = 0
-
-
 class Stopwatch:
     def __init__(self, costs: Mapping[str, BlockCost], *, cpu: bool) -> None:
         self._costs = costs
@@ -51,11 +44,11 @@ class Stopwatch:
         self._active: Sequence[str] = ()
 
     @contextmanager
-    def forward(self, block: str) -> Iterator[Timed]:
-        timed, begin = Timed(), self._clock()
-        yield timed
+    def forward(self, block: str, windows: int) -> Iterator[None]:
+        begin = self._clock()
+        yield
         self.times[block].forward += self._clock() - begin
-        self.times[block].encoded += timed.windows
+        self.times[block].encoded += windows
 
     @contextmanager
     def fusion(self, windows: int) -> Iterator[None]:

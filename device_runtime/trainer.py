@@ -81,7 +81,7 @@ def train(
     run = _Run(network, x, y, steps, local, device, round)
     if run.resident_encoders and resident is not None:
         ids = window_ids if window_ids is not None else np.arange(run.windows)
-        run.cache = {m: resident.of(m, (base_of or {}).get(m), ids) for m in run.present}
+        run.cache = {m: resident.of(m, ((base_of or {}).get(m), local.double), ids) for m in run.present}
     started, computed_before = time.perf_counter(), {m: f.computed for m, f in run.cache.items()}
     partial = False
     for t in range(run.total):
@@ -174,15 +174,17 @@ class _Run:
     def _features(self, m: str, rows: npt.NDArray[np.int64], tensors: dict[str, Tensor], active: bool) -> Tensor:
         """(B, d_m): through the graph while the encoder learns, else from the cache."""
         frozen = self.resident_encoders or not active
-        with self.watch.forward(m) as timed:
-            if frozen and self.local.cache and m in self.x:
-                before = self.cache[m].computed
-                h = self.cache[m].batch(rows, self.x[m], lambda x: encode(self.spec, m, self.still, x))
-                timed.windows = self.cache[m].computed - before
-                return h
-            timed.windows = len(rows)
-            self.encoded[m] += len(rows)
-            return encode(self.spec, m, self.still if frozen else tensors, self._rows(m, rows))
+        if not (frozen and self.local.cache and m in self.x):
+            with self.watch.forward(m, len(rows)):
+                self.encoded[m] += len(rows)
+                return encode(self.spec, m, self.still if frozen else tensors, self._rows(m, rows))
+        cache = self.cache[m]
+        missing = cache.missing(rows)
+        if len(missing):
+            with self.watch.forward(m, len(missing)):
+                cache.fill(missing, self.x[m], lambda x: encode(self.spec, m, self.still, x))
+        with self.watch.fusion(0):  # reading the cache belongs to the step, not to the encoder
+            return cache.rows(rows)
 
     def _rows(self, m: str, rows: npt.NDArray[np.int64]) -> Tensor:
         if m in self.x:

@@ -1,0 +1,431 @@
+"""The device's mind, without senses or hands: `Agent.handle(event, now) -> actions`.
+
+No sockets, clocks, threads or files: the runtime feeds it what happened and carries out what it decides, so the same
+agent runs over MQTT, in memory and in virtual time. Everything it is told may come twice, late, or after a restart of
+either side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import singledispatchmethod
+
+from device_runtime import assignments
+from device_runtime.backlog import Backlog
+from device_runtime.downloads import Downloads
+from device_runtime.events import (
+    Action,
+    Annotate,
+    ChunkHeard,
+    Drop,
+    Event,
+    GiveUp,
+    Health,
+    Keep,
+    ManifestHeard,
+    Note,
+    Obey,
+    OrderDone,
+    Power,
+    Profiled,
+    Publish,
+    SensorsChanged,
+    StartTraining,
+    StopTraining,
+    Subscribe,
+    Tick,
+    TrainingDone,
+    TrainingFailed,
+    Upload,
+    UseModel,
+)
+from models.local import Local
+from models.spec import ModelSpec
+from protocol.errors import Malformed
+from protocol.messages import (
+    Answer,
+    Assignment,
+    CoordinatorState,
+    Label,
+    Order,
+    Report,
+    Status,
+)
+from protocol.topics import Topics
+from protocol.transport import Connected, Lost, Stopped
+
+REMEMBERED = 256  # finished assignments that are recognised when they come again
+ASK_AGAIN = 5.0  # seconds without progress after which missing blocks are asked for once more
+BIRTH_PAUSE = 2.0  # seconds between births that only say how many windows there are
+
+
+def update_id(device: str, boot: str, assignment: str) -> str:
+    """The id of what this life of a device answers to an assignment."""
+    return hashlib.sha256("\0".join((device, boot, assignment)).encode()).hexdigest()[:32]
+
+
+@dataclass
+class _Job:
+    """An assignment and when it came."""
+
+    assignment: Assignment
+    local: Local
+    received: float
+    asked: float  # when its blocks were last asked for
+
+    @property
+    def ends(self) -> float:
+        a = self.assignment
+        return self.received + a.deadline if a.deadline > 0 else math.inf
+
+
+class Agent:
+    """One life of one device.
+
+    birth      what is known at the start: boot id, tier, runtime version, whether it can train
+    kept       updates that an earlier life left in the outbox: (update id, assignment id)
+    jitter     draws from [0, 1): spreads a fleet's repeats
+    """
+
+    def __init__(
+        self,
+        fleet: Topics,
+        device: str,
+        birth: Status,
+        *,
+        jitter: Callable[[], float],
+        kept: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self.fleet, self.device, self.status = fleet, device, birth
+        self.downloads = Downloads()
+        self.counts: Counter[str] = Counter()
+        self.model: ModelSpec | None = None
+        self.coordinator: CoordinatorState | None = None
+        self.connected = False
+        self._backlog = Backlog(jitter)
+        self._done: OrderedDict[str, str] = OrderedDict()  # assignment -> update id, or "" where it failed
+        for update, assignment in kept:
+            self._backlog.add(update, 0.0)
+            self._done[assignment] = update
+        self._waiting: _Job | None = None
+        self._training: _Job | None = None
+        self._stopping = False
+        self._everything = False  # blocks of modalities that we do not own are needed too
+        self._following: set[str] = set()  # blocks whose chunks are subscribed to on this connection
+        self._decline = ""
+        self._born_at, self._birth_due = -math.inf, math.inf
+
+    # -- the two calls ---------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event; `now` in seconds on any clock that only goes forward."""
+        try:
+            actions = self._on(event, now)
+        except Malformed as error:
+            self.counts["refused messages"] += 1
+            actions = [Note(str(error), trouble=True)]
+        return [*actions, *self._move_on(now)]
+
+    def wakes(self) -> float:
+        """When `handle(Tick(), now)` is next worth calling; inf where nothing is planned."""
+        times = [self._birth_due]
+        if self.connected:
+            times.append(self._backlog.due())
+        if self._waiting:
+            times.append(min(self._waiting.ends, self._waiting.asked + ASK_AGAIN))
+        return min(times)
+
+    def forget(self, update: str) -> None:
+        """An update is no longer in the outbox: it gave way, or its file was damaged."""
+        self._backlog.remove(update)
+
+    # -- the connection --------------------------------------------------------------------------
+
+    @singledispatchmethod
+    def _on(self, event: object, now: float) -> list[Action]:
+        raise TypeError(f"not an event of the agent: {type(event).__name__}")
+
+    @_on.register
+    def _connected(self, event: Connected, now: float) -> list[Action]:
+        self.connected = True
+        self._following.clear()
+        self._backlog.all_due(now)
+        own = [self.fleet.device(self.device, leaf) for leaf in ("assignment", "answer", "order", "label")]
+        manifests = self._manifest_filters()
+        return [Subscribe((self.fleet.coordinator("state"), *own, *manifests)), self._birth(now)]
+
+    @_on.register
+    def _lost(self, event: Lost, now: float) -> list[Action]:
+        was, self.connected = self.connected, False
+        self._following.clear()
+        return [Note(f"connection lost: {event.reason}")] if was else []
+
+    @_on.register
+    def _stopped(self, event: Stopped, now: float) -> list[Action]:
+        self.connected = False
+        return [GiveUp(event.reason)]
+
+    # -- the coordinator -------------------------------------------------------------------------
+
+    @_on.register
+    def _state(self, event: CoordinatorState, now: float) -> list[Action]:
+        before, self.coordinator = self.coordinator, event
+        actions: list[Action] = []
+        fresh = before is None or (before.boot, before.epoch) != (event.boot, event.epoch)
+        if event.online and event.model:
+            actions += self._adopt(event.model)
+        if before is not None and event.online and (fresh or not before.online):
+            # It may have lost everything that was not yet in its journal.
+            self._backlog.all_due(now, spread=1.0)
+            actions.append(self._birth(now))
+        if fresh:
+            # Another life of the coordinator may number its assignments anew; what we still keep, it shall get.
+            self._done = OrderedDict((a, u) for a, u in self._done.items() if u in self._backlog)
+            actions += self._forget_stale(event.epoch)
+        return actions
+
+    def _adopt(self, plain: Mapping[str, object]) -> list[Action]:
+        try:
+            spec = ModelSpec.from_dict(dict(plain))
+        except (ValueError, TypeError, KeyError) as error:
+            raise Malformed("CoordinatorState", f"model: {error}") from None
+        if spec == self.model:
+            return []
+        self.model, self._everything = spec, False
+        filters = self._manifest_filters()
+        follow: list[Action] = [Subscribe(filters)] if self.connected and filters else []
+        return [UseModel(spec), *follow]
+
+    def _forget_stale(self, epoch: int) -> list[Action]:
+        actions: list[Action] = []
+        if self._waiting and self._waiting.assignment.epoch < epoch:
+            self._waiting = None
+        if self._training and self._training.assignment.epoch != epoch and not self._stopping:
+            self._stopping = True
+            actions.append(StopTraining(self._training.assignment.id))
+        return actions
+
+    @_on.register
+    def _manifest(self, event: ManifestHeard, now: float) -> list[Action]:
+        if event.block not in self._needed():
+            return []
+        if self.downloads.manifest(event.block, event.manifest) or event.block in self._following:
+            return []
+        if not self.connected:
+            return []
+        self._following.add(event.block)
+        return [Subscribe((self.fleet.chunk(event.block, "+"),))]
+
+    @_on.register
+    def _chunk(self, event: ChunkHeard, now: float) -> list[Action]:
+        if event.block in self._needed():
+            self.downloads.chunk(event.block, event.chunk)
+        return []
+
+    @_on.register
+    def _answer(self, event: Answer, now: float) -> list[Action]:
+        if event.update not in self._backlog:
+            return []
+        if event.again and not event.accepted:
+            self._backlog.postpone(event.update, now)
+            self.counts["updates to repeat"] += 1
+            return []
+        self._backlog.remove(event.update)
+        self.counts["updates accepted" if event.accepted else "updates refused"] += 1
+        dropped: list[Action] = [Drop(event.update, event.accepted)]
+        if not event.accepted:
+            dropped.append(Note(f"update {event.update[:8]} was refused: {event.reason}", trouble=True))
+        return dropped
+
+    @_on.register
+    def _order(self, event: Order, now: float) -> list[Action]:
+        return [Obey(event)]
+
+    @_on.register
+    def _label(self, event: Label, now: float) -> list[Action]:
+        return [Annotate(event)]
+
+    # -- assignments -----------------------------------------------------------------------------
+
+    @_on.register
+    def _assignment(self, event: Assignment, now: float) -> list[Action]:
+        if event.id in self._done:
+            return self._once_more(event, now)
+        known = [job.assignment for job in (self._waiting, self._training) if job]
+        if any(event.id == a.id for a in known):
+            return []
+        if any((event.epoch, event.round) < (a.epoch, a.round) for a in known):
+            self.counts["stale assignments"] += 1
+            return []
+        if self.coordinator and event.epoch < self.coordinator.epoch:
+            self.counts["stale assignments"] += 1
+            return []
+        try:
+            local = Local.from_dict(event.training)
+        except TypeError as error:
+            raise Malformed("Assignment", f"training: {error}") from None
+        self._waiting = _Job(event, local, now, now)
+        actions: list[Action] = []
+        if self._training and not self._stopping:
+            self._stopping = True
+            actions.append(StopTraining(self._training.assignment.id))
+        return actions
+
+    def _once_more(self, event: Assignment, now: float) -> list[Action]:
+        update = self._done[event.id]
+        if update in self._backlog:
+            self._backlog.hurry(update, now)
+        elif not update:
+            return self._declined(event, "it was tried before and failed")
+        return []
+
+    def _move_on(self, now: float) -> list[Action]:
+        """Whatever has become possible or due by now."""
+        actions = self._start(now) if self._waiting else []
+        if self.connected:
+            actions += [Upload(update) for update in self._backlog.take(now)]
+            if now >= self._birth_due:
+                actions.append(self._birth(now))
+        return actions
+
+    def _start(self, now: float) -> list[Action]:
+        job = self._waiting
+        assert job is not None
+        a = job.assignment
+        if self.model is None or self.coordinator is None or a.epoch > self.coordinator.epoch:
+            return []
+        if now >= job.ends:
+            self._waiting = None
+            return [Note(f"round {a.round}: its deadline passed while blocks were missing", trouble=True)]
+        reason = assignments.objection(a, job.local, self.model, self.status, self._decline)
+        if reason:
+            self._waiting = None
+            return self._declined(a, reason)
+        follow: list[Action] = []
+        if job.local.zero_fill and not self._everything:
+            self._everything = True
+            if self.connected:
+                follow = [Subscribe(self._manifest_filters())]
+        missing = assignments.missing(a, job.local, self.model, self.status.modalities, self.downloads.held)
+        if missing:
+            return [*follow, *self._ask_for(missing, job, now)]
+        if self._training:
+            return follow
+        self._waiting, self._training, self._stopping = None, job, False
+        present = assignments.present(a, job.local, self.model, self.status.modalities)
+        blocks = {b: self.downloads.held[b] for b in assignments.blocks(present, self.model)}
+        return [*follow, StartTraining(a, present, blocks, assignments.stop_at(a, job.received, now, self.model))]
+
+    def _ask_for(self, missing: tuple[str, ...], job: _Job, now: float) -> list[Action]:
+        """Subscribing again makes the broker send what it retains, in case something got lost."""
+        if not self.connected or now < job.asked + ASK_AGAIN:
+            return []
+        job.asked = now
+        self.counts["blocks asked for again"] += len(missing)
+        self._following.update(missing)
+        manifests = [self.fleet.manifest(b) for b in missing]
+        return [Subscribe((*manifests, *(self.fleet.chunk(b, "+") for b in missing)))]
+
+    @_on.register
+    def _trained(self, event: TrainingDone, now: float) -> list[Action]:
+        job = self._finish(event.assignment)
+        if job is None:
+            return []
+        self._remember(event.assignment, event.update.id)
+        self._backlog.add(event.update.id, now + job.assignment.slot)
+        return [Keep(event.update)]
+
+    @_on.register
+    def _failed(self, event: TrainingFailed, now: float) -> list[Action]:
+        job = self._finish(event.assignment)
+        if job is None:
+            return []
+        self._remember(event.assignment, "")
+        return self._declined(job.assignment, event.reason)
+
+    def _finish(self, assignment: str) -> _Job | None:
+        """The training that ended, or None where nobody wants its result any more."""
+        job = self._training
+        if job is None or job.assignment.id != assignment:
+            return None
+        superseded, self._training, self._stopping = self._stopping, None, False
+        return None if superseded else job
+
+    def _remember(self, assignment: str, update: str) -> None:
+        self._done[assignment] = update
+        while len(self._done) > REMEMBERED:
+            self._done.popitem(last=False)
+
+    def _declined(self, a: Assignment, reason: str) -> list[Action]:
+        self.counts["assignments declined"] += 1
+        report = Report(id=a.id, kind="declined", ok=False, reason=reason, values={"round": a.round, "epoch": a.epoch})
+        said = Note(f"round {a.round}: declined, {reason}", trouble=True)
+        return [said, Publish(self.fleet.device(self.device, "report"), report)]
+
+    # -- the device itself -----------------------------------------------------------------------
+
+    @_on.register
+    def _ordered(self, event: OrderDone, now: float) -> list[Action]:
+        return [Publish(self.fleet.device(self.device, "report"), event.report)]
+
+    @_on.register
+    def _sensors(self, event: SensorsChanged, now: float) -> list[Action]:
+        before = self.status
+        self.status = before.model_copy(
+            update={
+                "modalities": dict(event.modalities),
+                "windows": event.windows,
+                "scale": dict(event.scale),
+            }
+        )
+        actions: list[Action] = []
+        if before.modalities != self.status.modalities:
+            filters = self._manifest_filters()
+            if self.connected:
+                actions = [Subscribe(filters)] if filters else []
+                actions.append(self._birth(now))
+        elif abs(event.windows - before.windows) * 10 > before.windows:
+            self._birth_due = min(self._birth_due, max(now, self._born_at + BIRTH_PAUSE))
+        return actions
+
+    @_on.register
+    def _profiled(self, event: Profiled, now: float) -> list[Action]:
+        self.status = self.status.model_copy(update={"speed": dict(event.speed)})
+        self._birth_due = now
+        return []
+
+    @_on.register
+    def _power(self, event: Power, now: float) -> list[Action]:
+        new = {"power_source": event.source, "watts": event.watts, "idle_watts": event.idle_watts}
+        changed = event.source != self.status.power_source
+        self.status = self.status.model_copy(update=new)
+        if changed:
+            self._birth_due = min(self._birth_due, max(now, self._born_at + BIRTH_PAUSE))
+        return []
+
+    @_on.register
+    def _health(self, event: Health, now: float) -> list[Action]:
+        self._decline = event.decline
+        return []
+
+    @_on.register
+    def _tick(self, event: Tick, now: float) -> list[Action]:
+        return []
+
+    def _birth(self, now: float) -> Action:
+        self._born_at, self._birth_due = now, math.inf
+        return Publish(self.fleet.device(self.device, "status"), self.status, retain=True)
+
+    def _needed(self) -> tuple[str, ...]:
+        """Names of the blocks and bases that this device computes with."""
+        if self.model is None:
+            return ()
+        names = self.model.names if self._everything else tuple(self.status.modalities)
+        return assignments.blocks(tuple(m for m in self.model.names if m in names), self.model)
+
+    def _manifest_filters(self) -> tuple[str, ...]:
+        return tuple(self.fleet.manifest(block) for block in self._needed())

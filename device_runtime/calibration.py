@@ -1,0 +1,41 @@
+"""Measuring a model's blocks on this device before the first round, with the trainer itself on random windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from device_runtime.stopwatch import BlockTime
+from device_runtime.trainer import train
+from models.local import Local
+from models.network import Network
+from models.spec import SHARED, ModelSpec
+
+WINDOWS, STEPS = 32, 4
+
+
+def measure(
+    spec: ModelSpec, owned: Sequence[str], *, seconds: float = 1.0, batch: int = 16, stop: Callable[[], bool]
+) -> dict[str, BlockTime]:
+    """Times of every owned block and the shared one, over at least `seconds` of wall time (several quota periods)."""
+    torch.set_num_threads(1)
+    network, draw = Network(spec), torch.Generator().manual_seed(0)
+    x = {
+        m: torch.randn((WINDOWS, spec.input(m).channels, spec.input(m).samples), generator=draw, dtype=torch.float32)
+        for m in owned
+    }
+    y = torch.randint(spec.classes, (WINDOWS,), generator=draw)
+    # A tiny rate: only the time matters, and weights that run away would cost other arithmetic.
+    local, steps = Local(lr=1e-6, batch=batch), dict.fromkeys((*owned, SHARED), STEPS)
+    train(network, x, y, steps, local, device="profile", round=0)  # warms allocator and caches
+    sums = {b: BlockTime() for b in (*owned, SHARED)}
+    begin, n = time.monotonic(), 0
+    while time.monotonic() - begin < seconds and not stop():
+        n += 1
+        for block, t in train(network, x, y, steps, local, device="profile", round=n).times.items():
+            s = sums[block]
+            s.forward, s.backward = s.forward + t.forward, s.backward + t.backward
+            s.encoded, s.trained = s.encoded + t.encoded, s.trained + t.trained
+    return sums

@@ -1,0 +1,177 @@
+"""Updates on disk until the coordinator has answered them.
+
+A file an update: magic, sha256 of what follows, then msgpack of its ids and its bytes. Written beside, synced, renamed;
+so after a crash, a kill or a full disk a file is whole or is not there. What cannot be written stays in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+MAGIC = b"relief-outbox-1\n"
+SUFFIX = ".update"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An update: its id, the assignment it answers, its bytes on disk (or in memory)."""
+
+    update: str
+    assignment: str
+    order: int
+    size: int
+
+
+class Outbox:
+    """The updates of one device in `folder`, at most `max_bytes` of them; the oldest gives way.
+
+    problem    what keeps updates from the disk just now, for the log and for checks; empty where all is well
+    torn       files that were not whole when the outbox was opened, removed since
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 256 * 1024 * 1024) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.problem = ""
+        self.torn = 0
+        self.dropped = 0
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._memory: dict[str, bytes] = {}
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all updates."""
+        return sum(e.size for e in self._entries.values())
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What is here, oldest first."""
+        return tuple(self._entries.values())
+
+    def put(self, update: str, assignment: str, body: bytes) -> list[str]:
+        """Keep an update; the ids of those that had to give way for it. A disk that fails is told by `problem`."""
+        if update in self._entries:
+            return []
+        order = max((e.order for e in self._entries.values()), default=0) + 1
+        self._entries[update] = Entry(update, assignment, order, len(body))
+        self._memory[update] = body
+        gone = []
+        while self.size > self.max_bytes and len(self._entries) > 1:
+            oldest = next(iter(self._entries))
+            self.remove(oldest)
+            gone.append(oldest)
+        self.dropped += len(gone)
+        self.flush()
+        return gone
+
+    def flush(self) -> None:
+        """Write what is only in memory yet."""
+        for update in list(self._memory):
+            try:
+                self._write(self._entries[update], self._memory[update])
+            except OSError as error:
+                self.problem = (
+                    f"outbox {self.folder}: {error.strerror or error}; {len(self._memory)} updates are kept in memory "
+                    "only and would be lost if this process ended: make room or correct the folder's rights"
+                )
+                return
+            del self._memory[update]
+        self.problem = ""
+
+    def body(self, update: str) -> bytes | None:
+        """An update's bytes, or None where it is not here or its file was damaged meanwhile."""
+        if update in self._memory:
+            return self._memory[update]
+        if update not in self._entries:
+            return None
+        found = _read(self._path(update))
+        if found is None:
+            self.torn += 1
+            self.remove(update)
+            return None
+        return found[1]
+
+    def remove(self, update: str) -> None:
+        """The update was answered, or gives way."""
+        if self._entries.pop(update, None) is None:
+            return
+        if self._memory.pop(update, None) is None:
+            with contextlib.suppress(OSError):
+                self._path(update).unlink()
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _path(self, update: str) -> Path:
+        return self.folder / (hashlib.sha256(update.encode()).hexdigest()[:32] + SUFFIX)
+
+    def _open(self) -> None:
+        found = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob("*.tmp"):
+                unfinished.unlink()
+            paths = list(self.folder.glob("*" + SUFFIX))
+        except OSError as error:
+            self.problem = f"outbox {self.folder}: {error.strerror or error}: updates are kept in memory only"
+            return
+        for path in paths:
+            whole = _read(path)
+            if whole is None:
+                self.torn += 1
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            else:
+                found.append(whole[0])
+        for entry in sorted(found, key=lambda e: e.order):
+            self._entries[entry.update] = entry
+
+    def _write(self, entry: Entry, body: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = msgpack.packb([entry.update, entry.assignment, entry.order, body])
+        path = self._path(entry.update)
+        beside = path.with_suffix(".tmp")
+        try:
+            with beside.open("wb") as file:
+                file.write(MAGIC)
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _sync(self.folder)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+
+
+def _read(path: Path) -> tuple[Entry, bytes] | None:
+    """An update's file, or None where it is not whole."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    start = len(MAGIC) + 32
+    if raw[: len(MAGIC)] != MAGIC or hashlib.sha256(raw[start:]).digest() != raw[len(MAGIC) : start]:
+        return None
+    update, assignment, order, body = msgpack.unpackb(raw[start:])
+    return Entry(update, assignment, order, len(body)), body
+
+
+def _sync(folder: Path) -> None:
+    """Make the rename itself durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

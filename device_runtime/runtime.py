@@ -1,0 +1,286 @@
+"""The shell around the agent: transport, sensors, trainer, outbox and clock.
+
+One queue and one loop. The transport's thread, the sensors' and the trainer's put events into the queue; the loop gives
+them to the agent and carries out its actions. Nothing else decides anything here, and nothing spins.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import random
+import time
+import uuid
+from functools import singledispatchmethod
+
+from device_runtime import telemetry
+from device_runtime.agent import Agent
+from device_runtime.config import Settings
+from device_runtime.events import (
+    Action,
+    Annotate,
+    Drop,
+    Event,
+    GiveUp,
+    Keep,
+    Note,
+    Obey,
+    OrderDone,
+    Publish,
+    SensorsChanged,
+    StartTraining,
+    StopTraining,
+    Subscribe,
+    Tick,
+    Upload,
+    UseModel,
+)
+from device_runtime.joules import CONFIGURED, ConfiguredWatts
+from device_runtime.listen import heard
+from device_runtime.outbox import Outbox
+from device_runtime.sensing import Sensing, scale
+from device_runtime.worker import Worker, torch_is_here
+from protocol.chunks import chunk_size, split
+from protocol.errors import Congested, ProtocolError
+from protocol.messages import Report, Status, Telemetry
+from protocol.topics import Topics
+from protocol.transport import Connected, Received, Transport, Will
+
+log = logging.getLogger("relief.device")
+
+RUNTIME = "0.1.0"
+STIR_PAUSE = 0.5  # seconds between two looks at the sensors' windows
+END = 1.0  # seconds that the trainer may take to reach a step border when everything ends
+
+
+class _Stirred:
+    """The sensors have something new."""
+
+
+class _Stop:
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Runtime:
+    """One life of a device over an unopened transport. `run` returns 0 after `stop`, 1 where the broker refuses us."""
+
+    def __init__(
+        self, settings: Settings, transport: Transport, sensing: Sensing, *, can_train: bool | None = None
+    ) -> None:
+        self.settings, self.config = settings, settings.device
+        self.boot = uuid.uuid4().hex[:16]
+        self.topics = Topics(settings.fleet)
+        self.outbox = Outbox(self.config.folder / "outbox", self.config.outbox_bytes)
+        self.bytes_up = self.bytes_down = 0
+        self._transport, self._sensing = transport, sensing
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._joules = ConfiguredWatts(self.config.watts, time.monotonic)
+        trains = torch_is_here() if can_train is None else can_train
+        self.worker = Worker(self.config.id, self.boot, self._queue.put, self._joules) if trains else None
+        birth = Status(
+            online=True,
+            boot=self.boot,
+            runtime=RUNTIME,
+            tier=self.config.tier,
+            modalities=sensing.modalities,
+            can_train=trains,
+            watts=self.config.watts,
+            rate=self.config.rate,
+            power_source=CONFIGURED if self.config.watts else "none",
+        )
+        kept = [(e.update, e.assignment) for e in self.outbox.entries]
+        self.agent = Agent(self.topics, self.config.id, birth, jitter=random.random, kept=kept)
+        self._stirred, self._look_at = False, 0.0
+        self._max_payload = 0
+        self._telemetry_at = math.inf
+        self._ended: _Stop | None = None
+        self._code = 0
+        self._logged: set[str] = set()
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End soon; from any thread, or a signal handler."""
+        self._queue.put(_Stop(reason))
+
+    def run(self) -> int:
+        """Live until told to stop."""
+        if self.outbox.torn:
+            log.warning("outbox: %d damaged files were removed", self.outbox.torn)
+        self._say_problem()
+        death = Status(online=False, boot=self.boot, reason="connection lost")
+        will = Will(self.topics.device(self.config.id, "status"), death.encode(), self.config.will_delay)
+        self._sensing.open(self._stir)
+        self._transport.open(self._queue.put, will)
+        if self.config.telemetry:
+            self._telemetry_at = time.monotonic() + self.config.telemetry
+        try:
+            while self._ended is None:
+                self._once()
+        finally:
+            self._close()
+        return self._code
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def _once(self) -> None:
+        now = time.monotonic()
+        due = min(self.agent.wakes(), self._telemetry_at, self._look_at if self._stirred else math.inf)
+        try:
+            item = self._queue.get(timeout=None if due == math.inf else max(0.0, due - now))
+        except queue.Empty:
+            item = Tick()
+        if isinstance(item, _Stop):
+            self._ended = item
+        elif isinstance(item, _Stirred):
+            self._stirred = True
+        elif isinstance(item, Received):
+            self._received(item)
+        else:
+            if isinstance(item, Connected):
+                self._max_payload = item.max_payload
+            self._tell(item)  # type: ignore[arg-type]  # the queue holds nothing but events besides
+        now = time.monotonic()
+        if self._stirred and now >= self._look_at:
+            self._look(now)
+        if now >= self._telemetry_at:
+            self._telemetry_at = now + self.config.telemetry
+            self._report()
+
+    def _tell(self, event: Event) -> None:
+        for action in self.agent.handle(event, time.monotonic()):
+            try:
+                self._do(action)
+            except Congested as error:
+                self._once_only(f"{error}")  # what was not taken is sent again by the agent's own plan
+            except ProtocolError as error:
+                self._refuse(str(error))
+
+    def _received(self, message: Received) -> None:
+        self.bytes_down += len(message.payload)
+        try:
+            event = heard(self.topics, self.config.id, message)
+        except ProtocolError as error:
+            self._refuse(str(error))
+            return
+        if event is not None:
+            self._tell(event)
+
+    def _refuse(self, why: str) -> None:
+        self.agent.counts["refused messages"] += 1
+        self._once_only(f"refused: {why}")
+
+    def _once_only(self, text: str) -> None:
+        if text not in self._logged and len(self._logged) < 1000:
+            self._logged.add(text)
+            log.warning("%s", text)
+
+    def _stir(self) -> None:
+        self._queue.put(_Stirred())
+
+    def _look(self, now: float) -> None:
+        """Tell the agent what the sensors have, at most twice a second however fast windows come."""
+        self._stirred, self._look_at = False, now + STIR_PAUSE
+        windows = self._sensing.labelled()
+        self._tell(SensorsChanged(self._sensing.modalities, len(windows), scale(windows)))
+
+    def _report(self) -> None:
+        values = telemetry.values(self)
+        self._send(
+            Publish(self.topics.device(self.config.id, "telemetry"), Telemetry(time=time.time(), values=values), qos=0)
+        )
+
+    # -- carrying out ----------------------------------------------------------------------------
+
+    @singledispatchmethod
+    def _do(self, action: Action) -> None:
+        raise TypeError(f"not an action: {type(action).__name__}")
+
+    @_do.register
+    def _subscribe(self, action: Subscribe) -> None:
+        self._transport.subscribe(*action.filters)
+
+    @_do.register
+    def _send(self, action: Publish) -> None:
+        payload = action.message.encode()
+        self.bytes_up += len(payload)
+        self._transport.publish(action.topic, payload, qos=action.qos, retain=action.retain)
+
+    @_do.register
+    def _use_model(self, action: UseModel) -> None:
+        log.info("model: %s, %s", action.spec.mode.value, ", ".join(action.spec.names))
+        if self.worker:
+            self.worker.use_model(action.spec, self._sensing.modalities)
+
+    @_do.register
+    def _start(self, action: StartTraining) -> None:
+        assert self.worker is not None  # an agent that cannot train declines
+        log.info("round %d: training %s", action.assignment.round, action.assignment.steps)
+        self.worker.train(action, self._sensing.labelled())
+
+    @_do.register
+    def _stop_training(self, action: StopTraining) -> None:
+        if self.worker:
+            self.worker.cancel(action.assignment)
+
+    @_do.register
+    def _keep(self, action: Keep) -> None:
+        update = action.update
+        log.info(
+            "round %d: %.2f s, loss %.3f%s", update.round, update.seconds, update.loss, ", partial" * update.partial
+        )
+        for gone in self.outbox.put(update.id, update.assignment, update.encode()):
+            log.warning("outbox full: update %s gave way", gone[:8])
+            self.agent.forget(gone)
+        self._say_problem()
+
+    @_do.register
+    def _upload(self, action: Upload) -> None:
+        body = self.outbox.body(action.update)
+        if body is None:
+            self.agent.forget(action.update)
+            return
+        topic = self.topics.device(self.config.id, "update")
+        for chunk in split(action.update, body, chunk_size(self._max_payload)):
+            payload = chunk.encode()
+            self.bytes_up += len(payload)
+            self._transport.publish(topic, payload)
+
+    @_do.register
+    def _drop(self, action: Drop) -> None:
+        self.outbox.remove(action.update)
+        if self.worker:
+            self.worker.wire.settle(action.update, action.accepted)
+
+    @_do.register
+    def _obey(self, action: Obey) -> None:
+        reason = f"this runtime does not know how to {action.order.kind.replace('_', ' ')}"
+        self._queue.put(OrderDone(Report(id=action.order.id, kind=action.order.kind, ok=False, reason=reason)))
+
+    @_do.register
+    def _annotate(self, action: Annotate) -> None:
+        self._sensing.annotate(action.label)
+
+    @_do.register
+    def _note(self, action: Note) -> None:
+        log.log(logging.WARNING if action.trouble else logging.INFO, "%s", action.text)
+
+    @_do.register
+    def _give_up(self, action: GiveUp) -> None:
+        log.error("%s", action.reason)
+        self._code, self._ended = 1, _Stop(action.reason)
+
+    def _say_problem(self) -> None:
+        if self.outbox.problem:
+            self._once_only(self.outbox.problem)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        reason = self._ended.reason if self._ended else "an error in the runtime"
+        self._sensing.close()
+        if self.worker and not self.worker.close(END):
+            log.warning("the trainer did not reach a step border within %g s", END)
+        death = Status(online=False, boot=self.boot, reason=reason)
+        self._transport.publish(self.topics.device(self.config.id, "status"), death.encode(), retain=True)
+        self._transport.close()

@@ -1,0 +1,42 @@
+"""What a device says about itself between rounds."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from device_runtime.runtime import Runtime
+
+
+def memory() -> int:
+    """Resident bytes of this process now; the peak where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def values(runtime: Runtime) -> dict[str, Any]:
+    """Plain values: memory, CPU, windows, outbox, bytes, refusals, and how well the last round was predicted."""
+    found: dict[str, Any] = {
+        "memory_bytes": memory(),
+        "cpu_seconds": time.process_time(),
+        "windows": runtime.agent.status.windows,
+        "outbox_updates": len(runtime.outbox),
+        "outbox_bytes": runtime.outbox.size,
+        "bytes_up": runtime.bytes_up,
+        "bytes_down": runtime.bytes_down,
+        "counts": dict(runtime.agent.counts),
+    }
+    if runtime.outbox.problem:
+        found["outbox_problem"] = runtime.outbox.problem
+    worker = runtime.worker
+    if worker and worker.last:
+        found["predicted_seconds"], found["measured_seconds"] = worker.last.predicted, worker.last.measured
+        found["prediction_error"] = worker.profile.median_error
+    return found

@@ -1,0 +1,219 @@
+"""The thread that computes: one job at a time, torch inside, events out."""
+
+from __future__ import annotations
+
+import importlib.util
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from device_runtime.agent import update_id
+from device_runtime.assignments import BASE
+from device_runtime.events import Event, Profiled, StartTraining, TrainingDone, TrainingFailed
+from device_runtime.joules import Joules
+from device_runtime.profiler import Outcome, Profile
+from device_runtime.sensing import Labelled
+from device_runtime.wire import Wire
+from models.local import Local
+from models.spec import ModelSpec
+from protocol.messages import BlockWork, Update
+
+if TYPE_CHECKING:
+    from device_runtime.features import ResidentFeatures
+    from device_runtime.trainer import Trained
+    from models.network import Network
+
+Clock = Callable[[], float]
+
+
+def torch_is_here() -> bool:
+    """Whether this device can train, found out without importing anything."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def prepare() -> None:
+    """Import what training needs, on one thread: done before a CPU quota applies."""
+    import torch
+
+    import device_runtime.trainer  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+class Worker:
+    """Trains in a thread of its own. `say` takes the resulting events and only enqueues."""
+
+    def __init__(self, device: str, boot: str, say: Callable[[Event], None], joules: Joules) -> None:
+        self.profile = Profile()
+        self.last: Outcome | None = None
+        self.wire = Wire()
+        self._device, self._boot, self._say, self._joules = device, boot, say, joules
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._cancelled: set[str] = set()
+        self._closing = False
+        self._network: Network | None = None
+        self._resident: ResidentFeatures | None = None
+        self._bases: dict[str, bytes] = {}
+        self._thread = threading.Thread(target=self._run, name="trainer", daemon=True)
+        self._thread.start()
+
+    # -- called by the runtime -------------------------------------------------------------------
+
+    def use_model(self, spec: ModelSpec, owned: Mapping[str, int]) -> None:
+        """Build the network of `spec` and measure how fast it is here."""
+        self._jobs.put(lambda: self._use_model(spec, tuple(owned)))
+
+    def train(self, start: StartTraining, windows: Labelled) -> None:
+        """Train; the end is told by TrainingDone or TrainingFailed."""
+        self._jobs.put(lambda: self._train(start, windows))
+
+    def cancel(self, assignment: str) -> None:
+        """Stop this training at the next step border."""
+        self._cancelled.add(assignment)
+
+    def close(self, timeout: float) -> bool:
+        """Stop at the next step border and end the thread; False if it takes longer than `timeout` seconds."""
+        self._closing = True
+        self._jobs.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # -- in the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None and not self._closing:
+            job()
+
+    def _use_model(self, spec: ModelSpec, owned: tuple[str, ...]) -> None:
+        from device_runtime.calibration import measure
+        from device_runtime.features import ResidentFeatures
+        from models.network import Network
+
+        self._network, self._resident, self._bases = Network(spec), ResidentFeatures(), {}
+        self.wire.forget()
+        self.profile = Profile()
+        here = [m for m in spec.names if m in owned]
+        if here:
+            self.profile.observe(measure(spec, here, stop=lambda: self._closing))
+            self._say(Profiled(dict(self.profile.speed)))
+
+    def _train(self, start: StartTraining, windows: Labelled) -> None:
+        from device_runtime.trainer import TrainingError
+
+        a = start.assignment
+        try:
+            trained = self._trained(start, windows)
+            if not trained.deltas:
+                late = "the time allowed was over before the first step"
+                self._say(TrainingFailed(a.id, late))
+            else:
+                self._say(TrainingDone(a.id, self._update(start, trained, len(windows))))
+        except (TrainingError, ValueError) as error:
+            self._say(TrainingFailed(a.id, str(error)))
+        except Exception as error:  # whatever torch raises must not end the thread: the device declines and lives on
+            self._say(TrainingFailed(a.id, f"{type(error).__name__}: {error}"))
+        finally:
+            self._cancelled.discard(a.id)
+
+    def _trained(self, start: StartTraining, windows: Labelled) -> Trained:
+        import torch
+
+        from device_runtime.trainer import train
+
+        a, network = start.assignment, self._network
+        if network is None:
+            raise ValueError("no model is known yet")
+        torch.set_num_threads(1)  # each thread has its own count
+        local = Local.from_dict(a.training)
+        self._load(network, start, double=local.double)
+        x, y = normalised(start, windows)
+        spent = self._joules.allowance(a.joules)
+
+        def stop() -> bool:
+            return self._closing or a.id in self._cancelled or time.monotonic() >= start.stop_at or spent()
+
+        assert self._resident is not None  # made with the network
+        lacking = {m: self._resident.lacking(m, (self._bases.get(m), local.double), windows.ids) for m in start.present}
+        predicted = self.profile.seconds(network.spec, start.present, a.steps, local, len(windows), lacking)
+        trained = train(
+            network,
+            {m: torch.from_numpy(values) for m, values in x.items()},
+            torch.from_numpy(y),
+            a.steps,
+            local,
+            device=self._device,
+            round=a.round,
+            stop=stop,
+            resident=self._resident,
+            base_of=dict(self._bases),
+            window_ids=windows.ids,
+        )
+        if not trained.partial:
+            self.last = self.profile.settle(predicted, trained.wall)
+        self.profile.observe(trained.times)
+        return trained
+
+    def _load(self, network: Network, start: StartTraining, *, double: bool) -> None:
+        """Put the assignment's versions into the network; bases only where they changed."""
+        import torch
+
+        network.to(torch.float64 if double else torch.float32)
+        for name, held in start.blocks.items():
+            block = name.removesuffix(BASE)
+            base = name != block
+            if base and self._bases.get(block) == held.manifest.digest:
+                continue
+            network.load(block, held.vector, base=base)
+            if base:
+                self._bases[block] = held.manifest.digest
+
+    def _update(self, start: StartTraining, trained: Trained, samples: int) -> Update:
+        a, spent = start.assignment, self._joules.spent(trained.seconds)
+        id = update_id(self._device, self._boot, a.id)
+        tensors = self.wire.encode(id, trained.deltas, Local.from_dict(a.training).wire)
+        work = {
+            block: BlockWork(
+                version=a.versions[block],
+                steps=trained.steps[block],
+                delta=tensors[block],
+                seconds=trained.seconds.get(block, 0.0),
+                joules=spent.blocks.get(block, 0.0),
+            )
+            for block in trained.deltas
+        }
+        return Update(
+            id=id,
+            device=self._device,
+            boot=self._boot,
+            round=a.round,
+            epoch=a.epoch,
+            assignment=a.id,
+            blocks=work,
+            samples=samples,
+            loss=trained.loss,
+            partial=trained.partial,
+            seconds=trained.wall,
+            joules=spent.total,
+            power_source=spent.source,
+        )
+
+
+def normalised(start: StartTraining, windows: Labelled) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Windows of the modalities present, by the fleet's normalisation. ValueError where its channels do not fit."""
+    x = {}
+    for m in start.present:
+        if m not in windows.x:
+            continue  # zero filling
+        values, manifest = windows.x[m], start.blocks[m].manifest
+        if manifest.center or manifest.width:
+            if not len(manifest.center) == len(manifest.width) == values.shape[1]:
+                raise ValueError(f"block {m}: normalisation of {len(manifest.center)} channels, {values.shape[1]} here")
+            center = np.asarray(manifest.center, np.float32)[:, None]
+            width = np.asarray(manifest.width, np.float32)[:, None]
+            values = (values - center) / width
+        x[m] = np.ascontiguousarray(values, np.float32)
+    return x, windows.y.astype(np.int64)

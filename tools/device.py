@@ -1,0 +1,68 @@
+"""`relief device`: one device process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="One device of a fleet: senses, trains, reports.")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The TOML configuration.", show_default=False)]
+Id = Annotated[str | None, typer.Option("--device", "-d", help="Which [[device]]; not needed where there is one.")]
+
+
+@app.callback()
+def device() -> None:
+    """One device of a fleet: senses, trains, reports."""
+
+
+@app.command()
+def run(config: Config, device: Id = None, verbose: bool = False) -> None:
+    """Run a device until it is told to end (SIGTERM, Ctrl-C)."""
+    from device_runtime.config import settings
+    from protocol.errors import ConfigError
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        code = _live(settings(config, device))
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    logging.shutdown()
+    sys.stdout.flush()
+    if threading.active_count() > 1:
+        os._exit(code)  # a training step may still run; the interpreter must not tear torch down under it
+    raise typer.Exit(code)
+
+
+def _live(settings: object) -> int:
+    from device_runtime.config import Settings
+    from device_runtime.quota import limit
+    from device_runtime.runtime import Runtime
+    from device_runtime.senses import replayed
+    from device_runtime.worker import prepare, torch_is_here
+    from protocol.connection import connection
+
+    assert isinstance(settings, Settings)
+    log, config = logging.getLogger("relief.device"), settings.device
+    sensing, note = replayed(config)
+    log.info("device %s: %s", config.id, note)
+    if torch_is_here():
+        prepare()
+    runtime = Runtime(settings, connection(settings.broker, config.id), sensing)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: runtime.stop(signal.Signals(n).name))
+    with limit(config.quota) as quota:
+        log.info("CPU: %s", quota)
+        return runtime.run()
