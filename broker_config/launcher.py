@@ -23,6 +23,7 @@ from broker_config.settings import loopback
 START_PATIENCE = 10.0  # seconds until it accepts
 STOP_PATIENCE = 1.5  # seconds between SIGTERM and SIGKILL
 PORT_TRIES = 5
+PORTS_OF_LINUX = ("/proc/net/tcp", "/proc/net/tcp6")
 
 Configure = Callable[[int, Path], str]  # port, private folder -> text of mosquitto.conf
 
@@ -205,11 +206,15 @@ def _free_port(host: str) -> int:
 
 def _listens(pid: int, port: int) -> bool:
     """Whether it is `pid` that accepts on `port`, not somebody who was faster (Linux; elsewhere taken on trust)."""
-    try:
-        tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
-        held = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    except OSError:
+    tables = [table.read_text().splitlines()[1:] for table in map(Path, PORTS_OF_LINUX) if table.is_file()]
+    if not tables:
         return True
+    try:
+        held = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    except PermissionError:  # it runs as another user by now
+        return True
+    except FileNotFoundError:  # it is about to end
+        return False
     rows = [line.split() for table in tables for line in table]
     listening = (row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port)
     return any(f"socket:[{inode}]" in held for inode in listening)
