@@ -1,0 +1,248 @@
+"""The invariants, checked after every step against what is on disk, what was said and a reference of our own.
+
+1  an update counts at most once, and only in its round
+2  a committed round survives: every life goes on from it, with the same bits
+3  versions only grow, and a version never means two different contents
+4  every block equals the reference aggregation of exactly the updates that the journal names
+5  no device is assigned what it does not own, or more than its budget
+6  rounds always end
+7  nothing is said that is not on disk: assignments, versions, and above all "accepted"
+8  what was accepted is in its round's commit, with the very bytes that the device sent
+9  a device trains only from the versions that it was told, and one assignment at a time
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coordinator.journal import Record
+from coordinator.rounds import Phase
+from coordinator.service import Coordinator
+from device_runtime.events import StartTraining
+from models.local import effective_steps
+from models.partition import Vector
+from models.spec import SHARED
+from protocol.messages import Answer, Assignment, Manifest, Status, Update, decode
+from protocol.topics import Topics
+
+if TYPE_CHECKING:
+    from tests.faults.world import World
+
+OVERDUE = 1.0  # seconds that a round may outlast its deadline while the disk takes what it is given
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def digest(vector: Vector) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(vector).tobytes()).digest()
+
+
+class Check:
+    """What is known to be true, from outside the parties."""
+
+    def __init__(self, world: World, blocks: Mapping[str, Vector]) -> None:
+        self.world = world
+        self.topics = Topics("sim")
+        self.blocks = dict(blocks)  # as of the last commit on disk
+        self.versions = dict.fromkeys(blocks, 0)
+        self.contents = {(block, 0): digest(vector) for block, vector in blocks.items()}  # (block, version) -> digest
+        self.epochs: set[int] = set()  # of the runs that were begun
+        self.round = 0  # last committed
+        self.opened: dict[int, dict[str, Assignment]] = {}
+        self.updates: dict[int, dict[str, tuple[str, Record, bytes]]] = defaultdict(dict)  # round -> device -> ...
+        self.counted: set[tuple[str, str]] = set()  # (device, update id) in any commit
+        self.accepted: dict[int, set[tuple[str, str]]] = defaultdict(set)
+        self.sent: dict[tuple[str, str], Update] = {}  # (device, id): what honest devices trained
+        self.births: dict[str, list[Status]] = defaultdict(list)
+        self.participants: list[set[str]] = []
+        self.checks = 0
+        self._seen = 0  # last journal position that was looked at
+
+    def hold(self, true: bool, invariant: int, what: str) -> None:
+        self.checks += 1
+        if not true:
+            raise Violation(f"invariant {invariant}: {what}")
+
+    # -- the journal -----------------------------------------------------------------------------------
+
+    def durable(self, life: Coordinator) -> None:
+        """Everything in the journal is on disk now."""
+        for record in life.ledger.journal.records(self._seen + 1):
+            self._seen = record.position
+            if record.kind == "run":
+                self.epochs.add(record.header["epoch"])
+                self.hold(len(self.epochs) == 1, 2, f"the run was begun anew: epochs {self.epochs}")
+            elif record.kind == "open":
+                self._open(life, record.header)
+            elif record.kind == "update":
+                self._update(life, record)
+            elif record.kind == "commit":
+                self._commit(life, record.header)
+
+    def _open(self, life: Coordinator, header: Mapping[str, Any]) -> None:
+        round, registry = header["round"], life.core.registry
+        self.hold(round == self.round + 1, 2, f"round {round} begins after round {self.round}")
+        self.hold(round not in self.opened, 1, f"round {round} begins twice")
+        self.opened[round] = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
+        for device, a in self.opened[round].items():
+            if device not in registry.devices:
+                continue  # opened in the life before; it was checked with what that life knew
+            known = registry.devices[device].status
+            told = any(
+                (b.boot, b.modalities, b.windows) == (known.boot, known.modalities, known.windows)
+                for b in self.births[device]
+            )
+            self.hold(told, 5, f"{device} never said what it was given an assignment for")
+            foreign = {b for b, steps in a.steps.items() if steps} - {SHARED, *known.modalities}
+            self.hold(not foreign, 5, f"{device} owns {sorted(known.modalities)} and is to train {sorted(foreign)}")
+            cost = life.strategy.work(registry.member(device))
+            if a.seconds:
+                self.hold(cost.seconds(a.steps) <= a.seconds * (1 + 1e-6), 5, f"{device}: more seconds than its budget")
+            if a.joules:
+                self.hold(cost.joules(a.steps) <= a.joules * (1 + 1e-6), 5, f"{device}: more joules than its budget")
+            for block, version in a.versions.items():
+                self.hold(version == self.versions[block], 3, f"{device} is to begin from {block} {version}")
+
+    def _update(self, life: Coordinator, record: Record) -> None:
+        head = record.header["head"]
+        round, device, id = head["round"], head["device"], head["id"]
+        self.hold(round == self.round + 1 and round in self.opened, 1, f"{device}'s update of round {round} is stored")
+        self.hold(device not in self.updates[round], 1, f"{device} has two updates in round {round}")
+        body = life.ledger.journal.read(record.position)
+        self.updates[round][device] = (id, record, body)
+        a = self.opened[round].get(device)
+        self.hold(a is not None, 1, f"{device} has no assignment in round {round} and an update is stored")
+        assert a is not None
+        foreign = set(head["blocks"]) - set(a.steps)
+        self.hold(not foreign, 5, f"{device}'s update touches {sorted(foreign)}, which it was not assigned")
+        if device in self.world.honest:
+            sent = self.sent.get((device, id))
+            self.hold(sent is not None, 8, f"{device} never made the update {id}")
+            assert sent is not None
+            for block, (start, size, _, _) in record.header["layout"].items():
+                same = bytes(sent.blocks[block].delta.data) == body[start : start + size]
+                self.hold(same, 8, f"{device}, block {block}: the journal holds other bytes than were sent")
+
+    def _commit(self, life: Coordinator, header: Mapping[str, Any]) -> None:
+        round, named = header["round"], list(header["updates"])
+        stored = self.updates[round]
+        self.hold(round == self.round + 1, 2, f"round {round} is committed after round {self.round}")
+        self.hold(len(set(named)) == len(named), 1, f"round {round} counts an update twice")
+        by_id = {id: (device, record, body) for device, (id, record, body) in stored.items()}
+        self.hold(set(named) <= set(by_id), 1, f"round {round} counts an update that is not of this round")
+        for id in named:
+            key = (by_id[id][0], id)
+            self.hold(key not in self.counted, 1, f"{key} counts a second time")
+            self.counted.add(key)
+        missing = self.accepted[round] - {(by_id[id][0], id) for id in named}
+        self.hold(not missing, 8, f"round {round} lacks updates that were accepted: {sorted(missing)}")
+        self._compare(life, round, [by_id[id] for id in sorted(named, key=lambda id: by_id[id][0])])
+        for block, version in header["versions"].items():
+            self.hold(
+                version == self.versions[block] + 1, 3, f"{block}: version {version} after {self.versions[block]}"
+            )
+            self.versions[block] = version
+            self.blocks[block] = life.blocks[block]
+            self.hold(digest(life.blocks[block]) == header["digests"][block], 4, f"{block}: digest of the commit")
+            self.contents[block, version] = header["digests"][block]
+        self.round = round
+        self.participants.append({by_id[id][0] for id in named})
+
+    def _compare(self, life: Coordinator, round: int, used: list[tuple[str, Record, bytes]]) -> None:
+        """Delta_m = tau sum p_i Delta_i / a_i, written down once more and plainly."""
+        momentum = life.strategy.local().momentum
+        for block, before in self.blocks.items():
+            trained = [(r.header["head"], r.header["layout"][block], body) for _, r, body in used
+                       if block in r.header["head"]["blocks"]]  # fmt: skip
+            expected = before.astype(np.float64)
+            if trained:
+                samples = [head["samples"] for head, _, _ in trained]
+                steps = [effective_steps(head["blocks"][block][1], momentum) for head, _, _ in trained]
+                tau = sum(n * a for n, a in zip(samples, steps, strict=True)) / sum(samples)
+                for n, a, (_, (start, size, dtype, _), body) in zip(samples, steps, trained, strict=True):
+                    delta = np.frombuffer(body[start : start + size], dtype).astype(np.float64)
+                    expected = expected + tau * n / sum(samples) * delta / a
+            close = np.allclose(life.blocks[block], expected, rtol=1e-5, atol=1e-6)
+            self.hold(close, 4, f"round {round}, block {block}: not the aggregation of the updates named")
+
+    # -- the coordinator -------------------------------------------------------------------------------
+
+    def resumed(self, life: Coordinator) -> None:
+        """A new life has read its past."""
+        self.durable(life)
+        core = life.core
+        self.hold(core.round == self.round + 1, 2, f"resumed at round {core.round}, committed was {self.round}")
+        for block, vector in self.blocks.items():
+            self.hold(digest(life.blocks[block]) == digest(vector), 2, f"block {block} has other bits after a restart")
+        self.hold(core.versions == self.versions, 3, f"versions {core.versions} after a restart, were {self.versions}")
+        if core.round in self.opened:
+            kept = {device: head.id for device, head in core.stored.items()}
+            on_disk = {device: id for device, (id, _, _) in self.updates[core.round].items()}
+            self.hold(kept == on_disk, 2, f"round {core.round} goes on with {kept}, on disk are {on_disk}")
+
+    def stepped(self, life: Coordinator) -> None:
+        """The loop has turned once."""
+        core = life.core
+        if core.round == self.round + 1:
+            for block, vector in self.blocks.items():
+                same = life.blocks[block] is vector or life.blocks[block].tobytes() == vector.tobytes()
+                self.hold(same, 4, f"block {block} changed between commits")
+        if core.phase is Phase.TRAINING and not life.alarms.get("disk"):
+            late = life._now() - core.deadline
+            self.hold(late < OVERDUE, 6, f"round {core.round} is {late:.1f} s over its deadline")
+        for device, head in core.stored.items():
+            self.hold(head.device == device and head.round == core.round, 1, f"{device} holds an update of another")
+
+    def ended(self, life: Coordinator) -> None:
+        self.hold(life.core.versions == self.versions, 3, "versions at the end are not those of the last commit")
+
+    def said(self, topic: str, payload: bytes, retain: bool) -> None:
+        """The coordinator is about to publish."""
+        levels = self.topics.parse(topic)
+        assert levels is not None
+        if levels[-1] == "manifest":
+            m = decode(Manifest, payload)
+            if not m.block.endswith(".base"):
+                self.hold(m.version == self.versions[m.block], 7, f"{m.block} {m.version} said, not committed")
+                self.hold(m.digest == self.contents[m.block, m.version], 3, f"{m.block}: other content")
+        elif levels[-1] == "assignment":
+            a = decode(Assignment, payload)
+            kept = self.opened.get(a.round, {}).get(levels[1])
+            self.hold(kept is not None and kept.steps == a.steps, 7, f"{levels[1]}: assignment is not on disk")
+            self.hold(a.round > self.round, 6, f"{levels[1]}: an assignment of the committed round {a.round}")
+        elif levels[-1] == "answer":
+            answer = decode(Answer, payload)
+            if answer.accepted:
+                where = [r for r, stored in self.updates.items() if stored.get(levels[1], ("",))[0] == answer.update]
+                self.hold(len(where) == 1, 7, f"{levels[1]}: {answer.update} is accepted and not on disk")
+                self.accepted[where[0]].add((levels[1], answer.update))
+                late = where[0] <= self.round and (levels[1], answer.update) not in self.counted
+                self.hold(
+                    not late, 8, f"{levels[1]}: {answer.update} is accepted after its round was committed without"
+                )
+
+    # -- devices ---------------------------------------------------------------------------------------
+
+    def born(self, device: str, status: Status) -> None:
+        self.births[device].append(status)
+
+    def trained(self, update: Update) -> None:
+        self.sent[update.device, update.id] = update
+
+    def started(self, device: str, start: StartTraining, now: float) -> None:
+        a = start.assignment
+        for block, steps in a.steps.items():
+            if steps:
+                owned = block == SHARED or block in start.present
+                self.hold(owned, 5, f"{device} trains {block}, which it does not have")
+        for block, version in a.versions.items():
+            if block in start.blocks:
+                right = hashlib.sha256(start.blocks[block].data).digest() == self.contents[block, version]
+                self.hold(right, 9, f"{device} trains {block} from other content than version {version}")
