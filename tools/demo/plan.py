@@ -1,0 +1,130 @@
+"""The demo's fleet: eight devices in three tiers on whatever recordings are at hand, as one configuration file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sensors.locate import Found
+
+# Of a CPU core each; together at most 1.5, so that broker and coordinator have half a core of two.
+QUOTAS = {"hub": 0.35, "phone": 0.16, "band": 0.08}
+WATTS = {"hub": 10.0, "phone": 3.0, "band": 1.0}  # assumed, and named so: no power monitor is used here
+RARE = {"dsads": "torso", "dsads15": "torso_acc", "mhealth": "ecg", "pamap2": "heart_rate", "synthetic": "ecg"}
+TRAIN = 2 / 3  # of every activity's time; the last sixth is the test
+
+
+@dataclass(frozen=True)
+class DemoDevice:
+    """One device: what it owns, whose recording it replays, and which part of every activity's time."""
+
+    id: str
+    tier: str
+    modalities: tuple[str, ...]
+    subject: str
+    part: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the demo runs on; `note` says where the recordings are."""
+
+    dataset: str
+    note: str
+    devices: tuple[DemoDevice, ...]
+    held_out: tuple[str, ...]
+    rare: str
+
+
+def plan(found: Found, asked: str) -> Plan:
+    """Eight devices: two hubs own everything, two phones all but the rare modality, four bands one or two sensors.
+
+    Subjects in turn wear them; devices of one subject share its training time in contiguous parts. The last quarter of
+    the subjects (at least one) is held out.
+    """
+    dataset = found.dataset
+    names = tuple(m.name for m in dataset.modalities)
+    rare = RARE.get(asked, names[0]) if RARE.get(asked) in names else names[0]
+    common = [m for m in names if m != rare] or list(names)
+    subjects = dataset.subjects()
+    held_out = subjects[-max(1, len(subjects) // 4) :] if len(subjects) > 1 else subjects
+    wearers = [s for s in subjects if s not in held_out] or list(subjects)
+    bands = [(common[k % len(common)],) for k in range(3)]
+    bands.append(tuple(dict.fromkeys((common[-1], common[-2 % len(common)]))))
+    phones = [tuple(m for m in common if m != common[k % len(common)]) or tuple(common) for k in range(2)]
+    owned = [("hub", names)] * 2 + [("phone", p[:3]) for p in phones] + [("band", b) for b in bands]
+    crews: dict[str, list[int]] = {}
+    for k in range(len(owned)):
+        crews.setdefault(wearers[k % len(wearers)], []).append(k)
+    devices = []
+    for subject, crew in crews.items():
+        for place, k in enumerate(crew):
+            tier, modalities = owned[k]
+            part = (TRAIN * place / len(crew), TRAIN * (place + 1) / len(crew))
+            devices.append(DemoDevice("", tier, tuple(m for m in names if m in modalities), subject, part))
+    devices.sort(key=lambda d: list(QUOTAS).index(d.tier))
+    counts = dict.fromkeys(QUOTAS, 0)
+    named = []
+    for device in devices:
+        counts[device.tier] += 1
+        named.append(replace(device, id=f"{device.tier}-{counts[device.tier]}"))
+    return Plan(asked if found.path else "synthetic", found.note, tuple(named), tuple(held_out), rare)
+
+
+def configuration(demo: Plan, folder: Path, port: int, strategy: str, rounds: int, *, seed: int = 0) -> str:
+    """The whole fleet as one TOML file; `folder` is where this run's record goes."""
+    lines = [
+        'fleet = "demo"',
+        "",
+        "[broker]",
+        f"port = {port}",
+        "",
+        "[model]",
+        f'dataset = "{demo.dataset}"',
+        "",
+        "[coordinator]",
+        f'folder = "{folder}"',
+        f'strategy = "{strategy}"',
+        f"rounds = {rounds}",
+        f"expect = {len(demo.devices)}",
+        "gather = 60",
+        'deadline = "fastest"',
+        "",
+        "[coordinator.training]",
+        f"seed = {seed}",
+        f"dropout = {0.3 if strategy == 'relief' else 0.0}",
+        "",
+        "[evaluation]",
+        f'dataset = "{demo.dataset}"',
+        f"held_out = {_list(demo.held_out)}",
+    ]
+    for d in demo.devices:
+        lines += [
+            "",
+            "[[evaluation.owner]]",
+            f"modalities = {_list(d.modalities)}",
+            f"subjects = {_list((d.subject,))}",
+        ]
+    for d in demo.devices:
+        lines += [
+            "",
+            "[[device]]",
+            f'id = "{d.id}"',
+            f'tier = "{d.tier}"',
+            f"modalities = {_list(d.modalities)}",
+            f'state = "{folder.parent / "state"}"',
+            f"quota = {QUOTAS[d.tier]}",
+            f"watts = {WATTS[d.tier]}",
+            "telemetry = 0",
+            "[device.source]",
+            f'dataset = "{demo.dataset}"',
+            f'subject = "{d.subject}"',
+            f"part = [{d.part[0]:.6f}, {d.part[1]:.6f}]",
+            "speed = inf",
+            "overlap = 0.5",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"

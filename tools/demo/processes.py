@@ -1,0 +1,84 @@
+"""The demo's processes: started together, ended together, within three seconds whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+PR_SET_PDEATHSIG = 1
+PATIENCE = 2.0  # seconds between SIGTERM and SIGKILL
+
+
+class Processes:
+    """`relief` processes of this demo, each with a log of its own in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(*list(self._running))
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Run `relief ARGUMENTS`; Ctrl-C on the terminal reaches only us, and we end it."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, "-m", "tools.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+
+    def stop(self, *names: str) -> None:
+        """Ask these to end; insist after two seconds."""
+        chosen = {name: self._running.pop(name) for name in names if name in self._running}
+        for process in chosen.values():
+            _signal(process, signal.SIGCONT, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        for process in chosen.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+    def fallen(self) -> str | None:
+        """The first process that ended by itself with an error, and the end of its log; None if all are well."""
+        for name, process in self._running.items():
+            code = process.poll()
+            if code:
+                tail = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()[-5:]
+                return f"{name} ended with code {code}:\n  " + "\n  ".join(tail)
+        return None
+
+    def ended(self, name: str) -> bool:
+        """Whether it ran to its end."""
+        process = self._running.get(name)
+        return process is None or process.poll() is not None
+
+
+def _signal(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:
+    for number in signals:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def _die_with_parent() -> None:
+    """In the child: end when the demo ends, even if that is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,131 @@
+"""`relief demo`: broker, coordinator and eight device processes on this machine; RELIEF, then FedAvg, on one fleet."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from broker_config.launcher import Broker, BrokerFailed
+from protocol.config import BrokerConfig
+from protocol.mqtt import MqttTransport
+from sensors.locate import NAMES, find
+from tools.demo.plan import QUOTAS, Plan, configuration, plan
+from tools.demo.processes import Processes
+from tools.demo.report import Run, picture, show
+from tools.panels import fleet_panel
+from tools.watch import Watch
+
+FEDAVG_SECONDS = 75.0
+START_SECONDS = 90.0  # until eight interpreters have imported torch on a small machine
+
+
+def demo(
+    data: Annotated[str, typer.Option(help=f"Recordings: {', '.join(NAMES)}.")] = "dsads",
+    rounds: Annotated[int, typer.Option(min=15, help="RELIEF rounds.")] = 20,
+    folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Run a fleet of eight devices on this machine, with RELIEF and then with FedAvg, and compare them.
+
+    Example: relief demo --data dsads
+    """
+    console = Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _demo(console, data, rounds, folder / time.strftime("demo-%Y%m%d-%H%M%S"), seed)
+    except KeyboardInterrupt:
+        console.print("stopped: every process of the demo has ended")
+        raise typer.Exit(130) from None
+    except BrokerFailed as error:
+        console.print(f"[red]no broker:[/] {error}")
+        raise typer.Exit(1) from None
+
+
+def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True)
+    demo = plan(find(data), data)
+    console.print(f"Recordings: {demo.note}")
+    for subject in dict.fromkeys(d.subject for d in demo.devices):
+        worn = ", ".join(f"{d.id} ({' '.join(d.modalities)})" for d in demo.devices if d.subject == subject)
+        console.print(f"  subject {subject} wears {worn}", highlight=False)
+    console.print(f"  held out: subjects {', '.join(demo.held_out)}; rare modality: {demo.rare}")
+    quotas = ", ".join(f"{tier} {quota:g}" for tier, quota in QUOTAS.items())
+    console.print(f"Tiers, as shares of one CPU core: {quotas}\nRun folder: {folder}")
+    with Broker() as broker, Processes(folder / "logs") as processes:
+        console.print(f"Broker: {broker.mosquitto} on port {broker.port}")
+        watch = Watch("demo", MqttTransport(BrokerConfig(port=broker.port), "operator-demo-display"))
+        with watch:
+            files = {
+                method: _write(demo, folder, broker.port, method, count, seed)
+                for method, count in (("relief", rounds), ("fedavg", 0))
+            }
+            for device in demo.devices:
+                processes.start(device.id, "device", "run", "--config", str(files["relief"]), "--device", device.id)
+            relief = _run(console, processes, watch, folder, "relief", files["relief"])
+            best = relief.final("held_out")
+            fedavg = _run(console, processes, watch, folder, "fedavg", files["fedavg"], target=best)
+            processes.stop(*(d.id for d in demo.devices))
+    headline = show(console, demo, relief, fedavg, _shares(folder / "logs", demo))
+    picture(folder / "demo.png", demo, (relief, fedavg))
+    console.print(f"Picture: {folder / 'demo.png'}", highlight=False)
+    console.print(headline, style="bold")
+
+
+def _write(demo: Plan, folder: Path, port: int, method: str, rounds: int, seed: int) -> Path:
+    path = folder / f"{method}.toml"
+    path.write_text(configuration(demo, (folder / method).resolve(), port, method, rounds, seed=seed))
+    return path
+
+
+def _run(
+    console: Console, processes: Processes, watch: Watch, folder: Path, method: str, file: Path, target: float = 2.0
+) -> Run:
+    """One method until its rounds are done; FedAvg for FEDAVG_SECONDS or until its held-out F1 reaches `target`."""
+    title = {"relief": "RELIEF", "fedavg": "FedAvg"}[method]
+    name = f"coordinator-{method}"
+    processes.start(name, "coordinator", "run", "--config", str(file))
+    began = time.monotonic()
+    first: float | None = None
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        live.update(f"{title}: starting coordinator and devices")
+        while not processes.ended(name):
+            summary = watch.next(0.5)
+            if fallen := processes.fallen():
+                raise typer.BadParameter(fallen)
+            now = time.monotonic()
+            if summary and summary["strategy"] == method:
+                live.update(fleet_panel(summary, title))
+                if summary["phase"] == "training" and first is None:
+                    first = now
+                good = (summary["scores"] or {}).get("held_out", 0.0) >= target
+                if method == "fedavg" and first and (now - first > FEDAVG_SECONDS or good):
+                    break
+            elif first is None and now - began > START_SECONDS:
+                raise typer.BadParameter(f"nothing began within {START_SECONDS:.0f} s; see {processes.folder}")
+            if method == "fedavg" and first and now - first > FEDAVG_SECONDS:
+                break
+    processes.stop(name)
+    run = Run.read(title, folder / method)
+    console.print(
+        f"{title}: {len(run.rounds)} rounds in {run.seconds:.0f} s, F1 in-subject {run.final('in_subject'):.3f}, "
+        f"held-out {run.final('held_out'):.3f}",
+        highlight=False,
+    )
+    return run
+
+
+def _shares(logs: Path, demo: Plan) -> dict[str, float]:
+    """The CPU share that each device achieved, by its own log."""
+    shares = {}
+    for d in demo.devices:
+        found = re.findall(r"achieved ([0-9.]+)", (logs / f"{d.id}.log").read_text(errors="replace"))
+        if found:
+            shares[d.id] = float(found[-1])
+    return shares
