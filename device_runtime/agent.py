@@ -117,7 +117,7 @@ class Agent:
         self._everything = False  # blocks of modalities that we do not own are needed too
         self._following: set[str] = set()  # blocks whose chunks are subscribed to on this connection
         self._decline = ""
-        self._born_at, self._birth_due = -math.inf, math.inf
+        self._born_at, self._birth_due, self._born_windows = -math.inf, math.inf, 0
 
     # -- the two calls ---------------------------------------------------------------------------
 
@@ -318,7 +318,7 @@ class Agent:
         self._waiting, self._training, self._stopping = None, job, False
         present = assignments.present(a, job.local, self.model, self.status.modalities)
         blocks = {b: self.downloads.held[b] for b in assignments.blocks(present, self.model)}
-        return [*follow, StartTraining(a, present, blocks, assignments.stop_at(a, job.received, now, self.model))]
+        return [*follow, StartTraining(a, present, blocks, assignments.latest(a, job.received, self.model))]
 
     def _ask_for(self, missing: tuple[str, ...], job: _Job, now: float) -> list[Action]:
         """Subscribing again makes the broker send what it retains, in case something got lost."""
@@ -388,7 +388,7 @@ class Agent:
             if self.connected:
                 actions = [Subscribe(filters)] if filters else []
                 actions.append(self._birth(now))
-        elif abs(event.windows - before.windows) * 10 > before.windows:
+        elif abs(event.windows - self._born_windows) * 10 > self._born_windows:
             self._birth_due = min(self._birth_due, max(now, self._born_at + BIRTH_PAUSE))
         return actions
 
@@ -417,7 +417,7 @@ class Agent:
         return []
 
     def _birth(self, now: float) -> Action:
-        self._born_at, self._birth_due = now, math.inf
+        self._born_at, self._birth_due, self._born_windows = now, math.inf, self.status.windows
         return Publish(self.fleet.device(self.device, "status"), self.status, retain=True)
 
     def _needed(self) -> tuple[str, ...]:

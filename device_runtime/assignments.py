@@ -68,11 +68,10 @@ def missing(
     return tuple(lacking)
 
 
-def stop_at(a: Assignment, received: float, now: float, model: ModelSpec) -> float:
-    """When training must end so that budget and deadline are kept, the upload's slot and seconds included."""
-    ends = now + a.seconds if a.seconds > 0 else math.inf
-    if a.deadline > 0:
-        cut = partition(model)
-        upload = sum(cut.size(b) for b, s in a.steps.items() if s) * 4 / a.rate if a.rate > 0 else 0.0
-        ends = min(ends, received + a.deadline - a.slot - upload)
-    return ends
+def latest(a: Assignment, received: float, model: ModelSpec) -> float:
+    """When training must end so that the deadline is kept, the upload's slot and seconds included; inf: never."""
+    if a.deadline <= 0:
+        return math.inf
+    cut = partition(model)
+    upload = sum(cut.size(b) for b, s in a.steps.items() if s) * 4 / a.rate if a.rate > 0 else 0.0
+    return received + a.deadline - a.slot - upload

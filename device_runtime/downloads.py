@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,8 @@ from models.partition import Vector
 from protocol.chunks import Reassembly
 from protocol.errors import Malformed
 from protocol.messages import Chunk, Manifest
+
+EARLY = 2  # whole versions per block that may wait for their manifest
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Downloads:
         self.held: dict[str, Held] = {}
         self._wanted: dict[str, Manifest] = {}
         self._parts: dict[str, Reassembly] = {}
-        self._early: dict[str, bytes] = {}  # whole blocks whose manifest has not come yet
+        self._early: dict[str, dict[bytes, bytes]] = {}  # block -> digest -> whole, where no manifest has come yet
 
     def needs(self, block: str) -> bool:
         """Whether chunks of `block` must still come."""
@@ -49,8 +50,8 @@ class Downloads:
         held = self.held.get(block)
         if held and held.manifest.digest == manifest.digest:
             return self._keep(block, manifest, held.data)
-        early = self._early.get(block)
-        if early is not None and hashlib.sha256(early).digest() == manifest.digest:
+        early = self._early.get(block, {}).get(manifest.digest)
+        if early is not None:
             return self._keep(block, manifest, early)
         self._wanted[block] = manifest
         return False
@@ -68,7 +69,10 @@ class Downloads:
             return False
         if wanted and wanted.digest == chunk.digest:
             return self._keep(block, wanted, whole)
-        self._early[block] = whole
+        early = self._early.setdefault(block, {})
+        early[chunk.digest] = whole  # reassembly has checked that it has this digest
+        while len(early) > EARLY:
+            del early[next(iter(early))]
         return False
 
     def _keep(self, block: str, manifest: Manifest, data: bytes) -> bool:

@@ -145,7 +145,8 @@ class UseModel:
 class StartTraining:
     """Train `assignment` on these blocks (by name, bases included) with the modalities `present`.
 
-    stop_at    by the clock of `now`: at the first step border after it training ends with what it has; inf: never
+    stop_at    by the clock of `now`: at the first step border after it training ends with what it has; inf: never.
+               The budget's seconds count from the first step and are the trainer's to keep
     """
 
     assignment: Assignment

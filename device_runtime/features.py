@@ -71,7 +71,7 @@ class ResidentFeatures:
         self._kept: dict[str, tuple[object, Features]] = {}
 
     def of(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> Features:
-        """The features of modality `name` under frozen weights `base` (digest and precision), aligned to these windows."""
+        """The features of `name` under frozen weights `base` (digest and precision), aligned to these windows."""
         known = self._kept.get(name)
         if known is None or known[0] != base:
             known = self._kept[name] = (base, Features())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import queue
 import threading
 import time
@@ -133,8 +134,10 @@ class Worker:
         x, y = normalised(start, windows)
         spent = self._joules.allowance(a.joules)
 
+        ends = min(start.stop_at, time.monotonic() + a.seconds if a.seconds > 0 else math.inf)
+
         def stop() -> bool:
-            return self._closing or a.id in self._cancelled or time.monotonic() >= start.stop_at or spent()
+            return self._closing or a.id in self._cancelled or time.monotonic() >= ends or spent()
 
         assert self._resident is not None  # made with the network
         lacking = {m: self._resident.lacking(m, (self._bases.get(m), local.double), windows.ids) for m in start.present}
