@@ -59,6 +59,7 @@ class MqttTransport:
         self._connected_at: float | None = None
         self._end: tuple[int, str] | None = None  # reason code (0: nobody gave one) and text
         self._asked: dict[int, list[str]] = {}  # SUBSCRIBE packet -> its filters
+        self._asking = threading.Lock()
 
     # -- the seam ------------------------------------------------------------------------------------------------
 
@@ -76,9 +77,10 @@ class MqttTransport:
         for first in range(0, len(filters), FILTERS_A_PACKET):
             some = list(filters[first : first + FILTERS_A_PACKET])
             if window is not None:
-                mid = window.client.subscribe([(name, window.max_qos) for name in some])[1]
-                if mid is not None:
-                    self._asked[mid] = some
+                with self._asking:  # or the answer could come before the question is noted
+                    mid = window.client.subscribe([(name, window.max_qos) for name in some])[1]
+                    if mid is not None:
+                        self._asked[mid] = some
 
     def unsubscribe(self, *filters: str) -> None:
         """The opposite."""
@@ -281,7 +283,8 @@ class MqttTransport:
         self, client: Client, _: Any, mid: int, reasons: list[ReasonCode], properties: Properties | None
     ) -> None:
         refused = [n for n, reason in enumerate(reasons) if reason.is_failure]
-        filters = self._asked.pop(mid, [])
+        with self._asking:
+            filters = self._asked.pop(mid, [])
         if refused:
             which = filters[refused[0]] if len(filters) > refused[0] else "a topic"
             self._end = (NOT_AUTHORISED, remedy(NOT_AUTHORISED, self.identity, f"subscribe to {which}"))
