@@ -16,10 +16,11 @@ import numpy.typing as npt
 from sensors.archive import Archive, Reading
 from sensors.cache import Arrays, cached, key_of
 from sensors.recording import DataError, Modality, Recording
-from sensors.text import parse_table
+from sensors.text import Form, parse_table
 
 RATE_HZ = 25.0
 ROWS, COLUMNS = 125, 45
+FORM = Form(COLUMNS, ",")
 UNITS = ("torso", "right_arm", "left_arm", "right_leg", "left_leg")
 KINDS = (("acc", "m/s2"), ("gyro", "rad/s"), ("mag", "earth field"))
 ACTIVITIES = (
@@ -112,7 +113,7 @@ def _layout(units: str) -> tuple[tuple[Modality, ...], dict[str, slice]]:
 
 
 def _segment(reading: Reading, member: str) -> npt.NDArray[np.float64]:
-    table = parse_table(reading.read(member), COLUMNS, ",", reading.label(member))
+    table = parse_table(reading.read(member), FORM, reading.label(member))
     if len(table) != ROWS:
         raise DataError(reading.label(member), f"{len(table)} rows, expected {ROWS}", len(table))
     bad = np.argwhere(np.isnan(table))
