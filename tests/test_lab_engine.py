@@ -61,7 +61,9 @@ def alone(spec: ModelSpec, job: Job, x: dict[str, Vector], y: Vector, frozen: di
     )
 
 
-@pytest.mark.parametrize("spec", [CONV, WIDE, FLAT, LORA, ADAPTED, FROZEN_B], ids="conv wide flat lora adapted b".split())
+@pytest.mark.parametrize(
+    "spec", [CONV, WIDE, FLAT, LORA, ADAPTED, FROZEN_B], ids=["conv", "wide", "flat", "lora", "adapted", "b"]
+)
 @pytest.mark.parametrize(
     "local",
     [
@@ -72,7 +74,7 @@ def alone(spec: ModelSpec, job: Job, x: dict[str, Vector], y: Vector, frozen: di
         replace(EXACT, zero_fill=True),
         replace(EXACT, zero_fill=True, dropout=0.4, clip=1.0),
     ],
-    ids="plain still dropout limits zeros all".split(),
+    ids=["plain", "still", "dropout", "limits", "zeros", "all"],
 )
 def test_stacked_devices_get_the_weights_that_their_own_trainer_gives_them(spec: ModelSpec, local: Local) -> None:
     x, y, base, frozen = world(spec)

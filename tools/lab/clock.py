@@ -70,7 +70,11 @@ def spent(
     resident: bool = False,
     scale: float = 1.0,
 ) -> Spent:
-    """What the device's round took. `downloads`: blocks that it had to fetch; `scale`: part of the model it computes."""
+    """What the device's round took.
+
+    downloads   blocks that it had to fetch
+    scale       part of the model that it computes and sends
+    """
     compute = scale * work_flops(spec, costs, work, local, len(device.windows), resident=resident) / device.flops
     up = int(sum(costs[block].bytes for block in work.steps) * WIRE[local.wire] / BYTES_PER_VALUE * scale)
     down = int(sum(costs[block].bytes for block in downloads) * scale)

@@ -40,7 +40,7 @@ class Job:
     owned: tuple[str, ...]
     steps: Mapping[str, int]
     base: Mapping[str, Vector]
-    local: Local = Local()
+    local: Local
     masks: Mapping[str, Vector] = field(default_factory=dict)
 
     @property
@@ -168,7 +168,7 @@ class Table:
         features, fused = [], []
         for n in range(len(self.names)):
             weights = self.frozen_layout.views(frozen[n : n + 1])
-            for x in self.x[self.offsets[n] : self.zero_rows[n] + 1].split(rows_at_once):
+            for x in torch.split(self.x[self.offsets[n] : self.zero_rows[n] + 1], rows_at_once):
                 h = self.encoder.forward(weights, x.unsqueeze(0))[0][0] if self.spec.widths else x
                 features.append(h)
                 fused.append(h @ weights["fusion"][0])

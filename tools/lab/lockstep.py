@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from models.spec import SHARED, Mode
 from tools.lab.engine import Engine, Job, Table, Work
 from tools.lab.stacked import Layout, Tensors
 
-Chosen = Union[slice, Tensor]  # rows of a stack: the first ones, or an index
+Chosen = slice | Tensor  # rows of a stack: the first ones, or an index
 Saved = list[tuple[Tensor, Tensor]]
 
 
@@ -98,12 +97,14 @@ class _Units(_Trained):
         return offset if self.zero else windows[self.job[chosen]] + offset
 
     def gather(self, values: Tensor, rows: Tensor) -> Tensor:
-        return values.index_select(0, rows.reshape(-1)).to(self.flat.dtype).unflatten(0, rows.shape)
+        found = values.index_select(0, rows.reshape(-1)).to(self.flat.dtype)
+        return found.view(*rows.shape, *values.shape[1:])
 
     def contribute(self, chosen: Chosen, flat: Tensor, rows: Tensor) -> _Forward:
         """Forward pass of units with the weights `flat` on these rows of the table."""
         weights = self.table.layout.views(flat)
-        effective, saved = weights, []
+        effective: Tensors = weights
+        saved: Saved = []
         if self.table.features is not None:
             h = self.gather(self.table.features, rows)
         else:

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from coordinator.commit import fold_round
-from coordinator.events import Action, Event, Fold, Folded, Send, StatusArrived, Store, Stored, UpdateArrived, UpdateHead
+from coordinator.events import (
+    Action,
+    Event,
+    Fold,
+    Folded,
+    Send,
+    StatusArrived,
+    Store,
+    Stored,
+    UpdateArrived,
+    UpdateHead,
+)
 from coordinator.rounds import Pace, Rounds
 from coordinator.strategies.base import Strategy
 from models.cost import block_costs
@@ -162,7 +173,11 @@ class Run:
         self.clock.seconds = now
         heads = [self.core.stored[id.rsplit(".", 2)[0]] for id in action.updates]
         done = fold_round(
-            self.strategy, self.blocks, self.core.versions, heads, lambda head, block: self.works[head.device].deltas[block]
+            self.strategy,
+            self.blocks,
+            self.core.versions,
+            heads,
+            lambda head, block: self.works[head.device].deltas[block],
         )
         self.blocks = {**self.blocks, **done.blocks}
         ended = False

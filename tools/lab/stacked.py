@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Layout:
     def stack(self, vectors: Sequence[Vector], dtype: torch.dtype) -> Tensor:
         """Vectors of the same block layout -> (units, values). Equal objects are reordered once."""
         rows: dict[int, int] = {}
-        unique = []
+        unique: list[Tensor] = []
         for vector in vectors:
             if id(vector) not in rows:
                 rows[id(vector)] = len(unique)
@@ -57,14 +58,16 @@ class Layout:
     def views(self, stack: Tensor) -> dict[str, Tensor]:
         """The tensors of every unit as views: name -> (units, *shape)."""
         return {
-            name: stack[:, start : start + prod(shape)].unflatten(1, shape)
+            name: stack[:, start : start + prod(shape)].view(len(stack), *shape)
             for name, (start, shape) in self.parts.items()
         }
 
 
 def layout_of(spec: ModelSpec, tensors: Sequence[TensorSpec]) -> Layout:
     """The stacked layout of a block (models.partition): convolutions (kernel * in, out), everything else (in, out)."""
-    order, parts, start = [], {}, 0
+    order: list[npt.NDArray[np.int64]] = []
+    parts: dict[str, tuple[int, tuple[int, ...]]] = {}
+    start = 0
     for t in tensors:
         place = np.arange(t.size).reshape(t.shape) + start
         name = short_name(t.name)
@@ -145,9 +148,7 @@ class Convolutions:
             pooled = torch.matmul(self._pool(h), h)
         return pooled.view(units, n, self.bins * width), saved
 
-    def backward(
-        self, weights: Tensors, saved: list[tuple[Tensor, Tensor]], dh: Tensor, gradients: Tensors
-    ) -> None:
+    def backward(self, weights: Tensors, saved: list[tuple[Tensor, Tensor]], dh: Tensor, gradients: Tensors) -> None:
         """Gradients of all convolutions into `gradients` (views of shape (units, ...)) from those of the features."""
         units, n = dh.shape[:2]
         last, width = self.lengths[-1], self.widths[-1]
@@ -173,7 +174,7 @@ class Convolutions:
         return x.as_strided(size, stride).reshape(units, n * length, self.kernel * inside)
 
     def _uncolumns(self, columns: Tensor, n: int, layer: int) -> Tensor:
-        """The sum of a layer's columns back onto its input: (units, N * length, kernel * in) -> (units, N * before, in)."""
+        """A layer's columns summed onto its input: (units, N * length, kernel * in) -> (units, N * before, in)."""
         units, inside, length = len(columns), self.widths[layer - 1], self.lengths[layer + 1]
         before, step = self.lengths[layer], self.stride * inside
         reach = -(-self.kernel // self.stride)  # groups of `stride` taps; each is one addition over shifted rows

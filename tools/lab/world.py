@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from coordinator.evaluation import Evaluator, Labelled, Owner
 from models.spec import InputSpec, ModelSpec
-from sensors.dsads import FOLDS, Dsads
-from sensors.recording import DataSet
+from sensors.dsads import FOLDS
+from sensors.locate import find
 from sensors.scaling import Scaling, merge, sums
 from sensors.splits import groups, split
-from sensors.synthetic import Synthetic
 from sensors.windows import Windows, cut
 from tools.lab.fleet import Fleet, Tier
 
 
-class NoData(Exception):
+class NoData(ValueError):
     """A data set whose recordings are not at hand; the text says where they are looked for."""
 
 
 @dataclass(frozen=True)
 class LabDevice:
-    """A simulated device: `windows` are rows of the world's training windows, `flops` a second, `rate` bytes a second."""
+    """A simulated device: `windows` are rows of the world's training windows, `flops` and `rate` (bytes) per second."""
 
     id: str
     tier: str
@@ -99,9 +96,7 @@ def _spec(model: ModelSpec | None, windows: Windows, classes: int, seed: int) ->
     if model is None:
         return ModelSpec(inputs, classes, seed=seed)
     sizes = {k: v for k, v in model.to_dict().items() if k not in ("inputs", "classes", "seed")}
-    return ModelSpec.from_dict(
-        {**sizes, "inputs": [i.__dict__ for i in inputs], "classes": classes, "seed": seed}
-    )
+    return ModelSpec.from_dict({**sizes, "inputs": [i.__dict__ for i in inputs], "classes": classes, "seed": seed})
 
 
 def _labelled(windows: Windows) -> Labelled:
@@ -161,19 +156,11 @@ def _shares(
 @lru_cache(maxsize=2)
 def _windows(name: str) -> tuple[Windows, int, tuple[tuple[str, ...], ...]]:
     """All windows of a data set, its number of classes, and the held-out subjects of every fold."""
-    data, folds = _open(name)
+    found = find(name)
+    if found.path is None and name != "synthetic":
+        raise NoData(found.note)
+    data = found.dataset
     windows = cut((r for s in data.subjects() for r in data.recordings(s)), data)
-    return windows, len(data.activities), folds
-
-
-def _open(name: str) -> tuple[DataSet, tuple[tuple[str, ...], ...]]:
-    if name == "synthetic":
-        made = Synthetic(subjects=6, bouts=4)
-        return made, (("1", "2"), ("3", "4"), ("5", "6"))
-    root = Path(os.environ.get("RELIEF_DATA", "data"))
-    if name in ("dsads", "dsads15"):
-        found = sorted((root / "dsads").glob("*.zip")) if (root / "dsads").is_dir() else []
-        if not found:
-            raise NoData(f"no recordings of {name} in {root / 'dsads'}; set RELIEF_DATA to the folder that holds dsads/")
-        return Dsads(found[0], "sensors" if name == "dsads15" else "units"), FOLDS
-    raise NoData(f"data set {name!r} is not known here; there are dsads, dsads15, synthetic")
+    subjects = list(data.subjects())
+    pairs = tuple(tuple(subjects[n : n + 2]) for n in range(0, len(subjects) - 1, 2))
+    return windows, len(data.activities), FOLDS if name in ("dsads", "dsads15") else pairs

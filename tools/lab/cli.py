@@ -1,0 +1,99 @@
+"""`relief simulate` and `relief experiment`: runs in virtual time, grids of them, and their reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+experiment = typer.Typer(no_args_is_help=True, help="Grids of methods, fleets, folds and seeds; their reports.")
+
+
+def simulate(
+    fleet: Annotated[str, typer.Option(help="A fleet file, or the name of one that comes along.")] = "coupled",
+    method: Annotated[str, typer.Option(help="A strategy, as `relief simulate --method help` lists them.")] = "relief",
+    rounds: Annotated[int, typer.Option(min=1)] = 40,
+    mode: Annotated[str, typer.Option(help="full or lora.")] = "full",
+    fold: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
+    dropout: Annotated[float, typer.Option(help="Modality dropout in local steps.")] = 0.0,
+    deadline: Annotated[str, typer.Option(help="none, fastest, a quantile below 1, or seconds.")] = "fastest",
+    every: Annotated[int, typer.Option(min=1, help="Rounds between two evaluations.")] = 5,
+) -> None:
+    """One simulated run in virtual time: the coordinator's own core and strategies, devices trained all at once.
+
+    Example: relief simulate --fleet coupled --method relief --rounds 60
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from coordinator.strategies import STRATEGIES
+    from models.spec import Mode
+    from tools.lab.cells import made, prepared
+    from tools.lab.plan import Cell, Experiment, Method
+    from tools.lab.simulate import Point, Run
+
+    console = Console()
+    if method == "help":
+        for name, cls in STRATEGIES.items():
+            console.print(f"{name:24} {cls.source:20} absent modalities: {cls.absent}")
+        return
+    entry = Method(strategy=method, deadline=deadline, dropout=dropout)
+    plan = Experiment(name="simulate", fleets=[fleet], modes=[Mode(mode)], reference=method, methods={method: entry})
+    cell = Cell(method, fleet, Mode(mode), fold, seed, lr)
+    where, engine, blocks, frozen = prepared(plan.model_dump_json(), cell)
+    console.print(f"{len(where.devices)} devices, {len(where.train)} training windows; clock and energy are simulated")
+    table = Table("round", "seconds", "joules", "with idle", "MB up", "loss", "in-subject", "held-out", "rare only")
+
+    def show(point: Point) -> bool:
+        s = point.scores
+        cells = (point.seconds, point.joules, point.joules_idle, point.bytes_up / 1e6)
+        scores = (point.loss, s["in_subject"], s["held_out"], s["rare_only"])
+        table.add_row(str(point.round), *(f"{v:.1f}" for v in cells), *(f"{v:.3f}" for v in scores))
+        return False
+
+    strategy = made(entry, where, plan, cell)
+    Run(where, strategy, engine, dict(blocks), dict(frozen), rounds=rounds, every=every, watch=show).go()
+    console.print(table)
+
+
+@experiment.command()
+def run(
+    file: Annotated[str, typer.Argument(help="An experiment file, or the name of one that comes along.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; runs that are there are not repeated.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local (this machine's cores) or ray.")] = "local",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+    seeds: Annotated[int, typer.Option(min=0, help="Only so many of the file's seeds; 0: all.")] = 0,
+) -> None:
+    """Run an experiment's grid, write its table and report, and end with the headline.
+
+    Example: relief experiment run paper --out runs/paper
+    """
+    from tools.lab.experiment import Lab
+    from tools.lab.plan import experiment as read
+    from tools.lab.report import report as write
+
+    plan = read(file)
+    if seeds:
+        plan = plan.model_copy(update={"seeds": plan.seeds[:seeds]})
+    folder = out or Path("runs") / plan.name
+    Lab(plan, folder, workers=workers, engine=engine, say=typer.echo).run()
+    typer.echo(f"report: {folder / 'report.md'}, table: {folder / 'points.csv'}")
+    typer.echo(write(folder))
+
+
+@experiment.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of an experiment.", exists=True, file_okay=False)],
+) -> None:
+    """Write the report of what is finished in a folder, and print the headline.
+
+    Example: relief experiment report runs/paper
+    """
+    from tools.lab.report import report as write
+
+    typer.echo(write(folder))

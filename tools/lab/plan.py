@@ -1,0 +1,173 @@
+"""Experiment files: which methods meet on which fleets, for how long, and what each may tune."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coordinator.strategies.base import Settings
+from models.local import Local
+from models.spec import BPolicy, InputSpec, Mode, ModelSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot be run: which file, which entry, what to do."""
+
+
+class Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(Entry):
+    """A strategy with its settings. What is not given is the experiment's common value.
+
+    strategy        its name in coordinator.strategies
+    title           how the report calls it
+    learning_rate   fixed, per mode; where it is missing it is tuned on validation
+    until           how long it runs, as a part of the reference's clock; 0: as many rounds as the reference
+    """
+
+    strategy: str
+    title: str = ""
+    learning_rate: dict[str, float] = {}
+    epochs: float | None = None
+    deadline: str | float = "none"
+    dropout: float = 0.0
+    clip: float = 0.0
+    wire: Literal["<f4", "<f2", "|i1"] = "<f4"
+    joules: float = 0.0
+    bytes: float = 0.0
+    until: Annotated[float, Field(ge=0)] = 1.0
+    options: dict[str, float] = {}
+
+
+class Tuning(Entry):
+    """Learning rates every method tries, on which folds and by which seed; scored where no test window is."""
+
+    rates: list[float] = [0.02, 0.05, 0.1, 0.2]
+    folds: list[int] = [0, 1, 2]
+    seed: int = 100
+
+
+class Sizes(Entry):
+    """The model, apart from the data set's inputs and classes."""
+
+    widths: list[int] = [16, 32]
+    kernel: int = 5
+    bins: int = 4
+    fusion: int = 64
+    rank: int = 4
+    alpha: float = 8.0
+    encoder_rank: int = 0
+    b_policy: BPolicy = BPolicy.AVERAGE
+
+
+class Experiment(Entry):
+    """A grid of methods x fleets x modes x folds x seeds.
+
+    rounds      of the reference, per mode, fixed in advance on validation
+    public      training subjects per mode that the fleet does not hold and the base of lora is pre-trained on
+    most        no method runs for more rounds
+    every       rounds between two evaluations, for every method
+    """
+
+    name: str
+    fleets: list[str] = ["coupled"]
+    modes: list[Mode] = [Mode.FULL]
+    folds: list[int] = [0, 1, 2]
+    seeds: list[int] = [0, 1, 2, 3, 4]
+    reference: str = "fedavg"
+    rounds: dict[str, int] = {"full": 60, "lora": 60}
+    public: dict[str, int] = {"full": 0, "lora": 1}
+    most: int = 400
+    every: int = 1
+    epochs: float = 2.0
+    batch: int = 16
+    momentum: float = 0.9
+    model: Sizes = Sizes()
+    tuning: Tuning = Tuning()
+    methods: dict[str, Method]
+
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> Experiment:
+        if self.reference not in self.methods:
+            raise ValueError(f"reference {self.reference!r} is none of the methods {', '.join(self.methods)}")
+        return self
+
+    def spec(self, mode: Mode) -> ModelSpec:
+        """The model's sizes; the inputs stand for those of a data set (tools.lab.world fills them in)."""
+        sizes = self.model.model_dump()
+        return ModelSpec((InputSpec("any", 1, 10**6),), 2, mode=mode, **{**sizes, "widths": tuple(self.model.widths)})
+
+    def settings(self, method: Method, rate: float, seed: int) -> Settings:
+        """What the method's strategy needs to know."""
+        local = Local(
+            lr=rate,
+            momentum=self.momentum,
+            batch=self.batch,
+            seed=seed,
+            dropout=method.dropout,
+            clip=method.clip,
+            wire=method.wire,
+        )
+        epochs = self.epochs if method.epochs is None else method.epochs
+        return Settings(epochs, method.deadline, method.joules, method.bytes, local)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method on a fleet, in a mode, on a fold, by a seed; `tuning` ones never see test windows."""
+
+    method: str
+    fleet: str
+    mode: Mode
+    fold: int
+    seed: int
+    rate: float
+    tuning: bool = False
+    clock: float = 0.0  # simulated seconds at which it ends; 0: by rounds
+
+    def key(self, experiment: Experiment) -> str:
+        """A file name that changes whenever anything that decides the result does."""
+        common = experiment.model_dump(mode="json", include={"rounds", "public", "most", "every", "epochs", "batch"})
+        about: dict[str, Any] = {
+            **common,
+            "momentum": experiment.momentum,
+            "model": experiment.model.model_dump(mode="json"),
+            "method": experiment.methods[self.method].model_dump(mode="json", exclude={"title", "learning_rate"}),
+            "rate": self.rate,
+            "tuning": self.tuning,
+            "clock": round(self.clock, 6),
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.fleet}-{self.mode.value}-{self.method}-f{self.fold}-s{self.seed}-{digest}"
+
+
+def experiment(named: str | Path) -> Experiment:
+    """The experiment in a file, or one of those that come along, by name. Raises ExperimentError."""
+    path = Path(named)
+    if path.suffix != ".toml":
+        path = EXPERIMENTS / f"{named}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.toml")))
+        raise ExperimentError(f"no experiment file {path}; those that come along: {known}")
+    try:
+        return Experiment.model_validate({"name": path.stem, **tomllib.loads(path.read_text())})
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(f"{path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ExperimentError(f"{path}: {'.'.join(str(level) for level in first['loc'])}: {first['msg']}") from None
