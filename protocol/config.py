@@ -45,6 +45,7 @@ class BrokerConfig(Section):
     """Where the parties meet, and how to behave there.
 
     ca, cert, key            PEM files; `ca` alone is TLS without a certificate of our own
+    identities               instead: the folder with ca.pem, cert.pem and key.pem below each identity's name
     keepalive                seconds
     reconnect_min, _max      seconds; the wait is drawn at random and doubles from one towards the other
     queue_bytes              what may wait for the broker before a publish is refused
@@ -57,6 +58,7 @@ class BrokerConfig(Section):
     ca: FilePath | None = None
     cert: FilePath | None = None
     key: FilePath | None = None
+    identities: FilePath | None = None
     username: str | None = None
     password: str | None = None
     keepalive: Annotated[int, Field(ge=2, le=300)] = 30
@@ -72,11 +74,21 @@ class BrokerConfig(Section):
             raise ValueError("cert and key go together: set both or neither")
         if self.cert is not None and self.ca is None:
             raise ValueError("cert is set but ca is not: set ca to the file that holds the broker's CA certificate")
+        if self.ca is not None and self.identities is not None:
+            raise ValueError("ca and identities exclude each other: set ca, cert and key, or identities alone")
         if self.password is not None and self.username is None:
             raise ValueError("password is set but username is not")
         if self.reconnect_max < self.reconnect_min:
             raise ValueError(f"reconnect_max is below reconnect_min ({self.reconnect_min:g} seconds)")
         return self
+
+    def of(self, identity: str) -> BrokerConfig:
+        """The same with the certificate of `identity`."""
+        if self.identities is None:
+            return self
+        own = self.identities / identity
+        files = {"ca": own / "ca.pem", "cert": own / "cert.pem", "key": own / "key.pem"}
+        return self.model_copy(update={"identities": None, **files})
 
     @property
     def where(self) -> str:

@@ -48,7 +48,7 @@ class MqttTransport:
     def __init__(self, config: BrokerConfig, identity: str) -> None:
         self.identity = identity
         self.counts: Counter[str] = Counter()
-        self._config = config
+        self._config = config.of(identity)
         self._inbox: Inbox = _ignore
         self._will: Will | None = None
         self._version = MQTTProtocolVersion.MQTTv5

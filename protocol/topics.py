@@ -27,6 +27,7 @@ class Leaf:
     """One row of the topic table. `path` is below the fleet, with {id}, {block}, {k} or {op} as levels.
 
     readers   roles that may subscribe to it, besides its writer; a device reads only its own {id}
+    bulk      whether it travels on the coordinator's connection for tensors, not on the one for what must be quick
     """
 
     path: str
@@ -36,6 +37,7 @@ class Leaf:
     qos: int = 1
     retained: bool = False
     about: str = ""
+    bulk: bool = False
 
 
 _C, _D, _O = Role.COORDINATOR, Role.DEVICE, Role.OPERATOR
@@ -58,8 +60,8 @@ TABLE: tuple[Leaf, ...] = (
         about="pause, resume, adopt, roll back, quarantine, purge",
     ),
     Leaf("coordinator/reply/{op}", _C, (_O,), "Reply", about="the answer to an operator's request"),
-    Leaf("block/{block}/manifest", _C, (_D, _O), "Manifest", retained=True, about="version, chunks, digest"),
-    Leaf("block/{block}/{k}", _C, (_D, _O), "Chunk", retained=True, about="chunk k of the block"),
+    Leaf("block/{block}/manifest", _C, (_D, _O), "Manifest", retained=True, about="version, chunks, digest", bulk=True),
+    Leaf("block/{block}/{k}", _C, (_D, _O), "Chunk", retained=True, about="chunk k of the block", bulk=True),
     Leaf("device/{id}/assignment", _C, (_D, _O), "Assignment", about="blocks, steps, budget; expires"),
     Leaf("device/{id}/answer", _C, (_D, _O), "Answer", about="update accepted or refused"),
     Leaf(
@@ -70,7 +72,7 @@ TABLE: tuple[Leaf, ...] = (
         about="profile, evaluate, adopt, roll back, update runtime",
     ),
     Leaf("device/{id}/status", _D, (_C, _O), "Status", retained=True, about="birth and death; will"),
-    Leaf("device/{id}/update", _D, (_C,), "Chunk", about="chunk of an update"),
+    Leaf("device/{id}/update", _D, (_C,), "Chunk", about="chunk of an update", bulk=True),
     Leaf("device/{id}/report", _D, (_C, _O), "Report", about="results of orders, declined assignments"),
     Leaf("device/{id}/telemetry", _D, (_C, _O), "Telemetry", qos=0, about="power, temperature, memory, sensors"),
     Leaf("device/{id}/prediction", _D, (_O,), "Prediction", qos=0, about="on-device inference"),
