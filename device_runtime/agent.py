@@ -76,6 +76,7 @@ class _Job:
     local: Local
     received: float
     asked: float  # when its blocks were last asked for
+    lacks: bool = False  # whether blocks are missing
 
     @property
     def ends(self) -> float:
@@ -132,11 +133,13 @@ class Agent:
 
     def wakes(self) -> float:
         """When `handle(Tick(), now)` is next worth calling; inf where nothing is planned."""
-        times = [self._birth_due]
-        if self.connected:
-            times.append(self._backlog.due())
+        times = [math.inf]
+        if self.connected:  # without a connection neither can be done, and waking would only spin
+            times += [self._birth_due, self._backlog.due()]
         if self._waiting:
-            times.append(min(self._waiting.ends, self._waiting.asked + ASK_AGAIN))
+            times.append(self._waiting.ends)
+            if self.connected and self._waiting.lacks:
+                times.append(self._waiting.asked + ASK_AGAIN)
         return min(times)
 
     def forget(self, update: str) -> None:
@@ -296,11 +299,11 @@ class Agent:
         job = self._waiting
         assert job is not None
         a = job.assignment
-        if self.model is None or self.coordinator is None or a.epoch > self.coordinator.epoch:
-            return []
         if now >= job.ends:
             self._waiting = None
-            return [Note(f"round {a.round}: its deadline passed while blocks were missing", trouble=True)]
+            return [Note(f"round {a.round}: its deadline passed before it could begin", trouble=True)]
+        if self.model is None or self.coordinator is None or a.epoch > self.coordinator.epoch:
+            return []
         reason = assignments.objection(a, job.local, self.model, self.status, self._decline)
         if reason:
             self._waiting = None
@@ -311,6 +314,7 @@ class Agent:
             if self.connected:
                 follow = [Subscribe(self._manifest_filters())]
         missing = assignments.missing(a, job.local, self.model, self.status.modalities, self.downloads.held)
+        job.lacks = bool(missing)
         if missing:
             return [*follow, *self._ask_for(missing, job, now)]
         if self._training:
