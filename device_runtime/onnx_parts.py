@@ -19,7 +19,7 @@ _FLOAT = 1  # TensorProto.DataType
 
 
 def joined(kit: Kit, present: Sequence[str], tensors: Mapping[str, Vector]) -> bytes:
-    """The model of the present modalities as ONNX bytes; `tensors` by parameter name, others than needed are ignored."""
+    """The model of the present modalities as ONNX bytes; `tensors` by parameter name, more than needed is fine."""
     outputs = ("z", "low") if kit.spec.mode is Mode.LORA else ("z",)
     cut = partition(kit.spec)
     used = [t.name for block in (*present, SHARED) for t in (*cut.trainable[block], *cut.frozen.get(block, ()))]
