@@ -298,7 +298,7 @@ class Agent:
     def _start(self, now: float) -> list[Action]:
         job = self._waiting
         assert job is not None
-        a = job.assignment
+        a, job.lacks = job.assignment, False
         if now >= job.ends:
             self._waiting = None
             return [Note(f"round {a.round}: its deadline passed before it could begin", trouble=True)]
