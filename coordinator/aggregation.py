@@ -73,15 +73,17 @@ def fold(
     """
     steps_sum = np.zeros(size)  # sum n g
     plain_sum = np.zeros(size) if weighting is not Weighting.NOVA else steps_sum
+    scratch = np.empty(size)  # one buffer for all: a fresh one per device would be mapped and unmapped each time
     samples = squares = 0
     weighted_steps = energy = 0.0
     trainers = 0
     for one in contributions:
-        n, g = one.samples, one.delta.astype(np.float64) / one.steps
-        steps_sum += n * g
+        n = one.samples
         if plain_sum is not steps_sum:
-            plain_sum += n * one.delta.astype(np.float64)
+            plain_sum += np.multiply(one.delta, float(n), out=scratch)
+        g = np.multiply(one.delta, 1.0 / one.steps, out=scratch)
         energy += n * float(g @ g)
+        steps_sum += np.multiply(g, float(n), out=scratch)
         weighted_steps += n * one.steps
         samples, squares, trainers = samples + n, squares + n * n, trainers + 1
     if not trainers or not samples:

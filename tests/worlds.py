@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import strategies as st
 
 from coordinator.work import Member, speed_from_flops
+from device_runtime.sensing import Labelled
 from models import BPolicy, InputSpec, Mode, ModelSpec
 
 NAMES = ("torso", "arm", "leg", "ecg", "heart_rate", "wrist")
@@ -44,6 +47,25 @@ def member(
 ) -> Member:
     """A device with 40 windows whose speed follows from `flops` per second."""
     return Member(id, owned or of.names, 40, speed_from_flops(of, flops), **more)  # type: ignore[arg-type]
+
+
+class FixedWindows:
+    """A device's senses that have everything from the start."""
+
+    def __init__(self, x: dict[str, np.ndarray], y: np.ndarray) -> None:
+        self._held = Labelled(x, y, np.arange(len(y)))
+        self.modalities = {name: values.shape[1] for name, values in x.items()}
+        self.count = len(y)
+
+    def open(self, changed: Callable[[], None]) -> None:
+        changed()
+
+    def labelled(self) -> Labelled:
+        return self._held
+
+    def annotate(self, label: object) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def windows(

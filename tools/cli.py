@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable
 
 import typer
+
+# Vectors here are small: threads of the linear algebra library would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # verb -> (module, attribute, help)
 VERBS: dict[str, tuple[str, str, str]] = {

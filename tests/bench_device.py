@@ -1,0 +1,78 @@
+"""A device process for the round benchmark: the real runtime, whose trainer hands back a prepared change at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_runtime.agent import update_id
+from device_runtime.config import DeviceConfig, Settings
+from device_runtime.events import Profiled, StartTraining, TrainingDone
+from device_runtime.runtime import Runtime
+from device_runtime.sensing import Labelled
+from device_runtime.worker import Worker
+from models import ModelSpec, partition
+from protocol.config import BrokerConfig
+from protocol.messages import BlockSpeed, BlockWork, Tensor, Update
+from protocol.mqtt import MqttTransport
+from tests.worlds import FixedWindows
+
+
+class Instant(Worker):
+    """The worker without its training: the same messages, at once."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime.config.id, runtime.boot, runtime._queue.put, runtime._joules)
+        self._runtime = runtime
+        self._spec: ModelSpec | None = None
+
+    def use_model(self, spec: ModelSpec, owned: Any) -> None:
+        self._spec = spec
+        speed = dict.fromkeys(partition(spec).blocks, BlockSpeed(forward=1e-6, backward=1e-6))
+        self._runtime._queue.put(Profiled(speed))
+
+    def train(self, start: StartTraining, windows: Labelled) -> None:
+        a, boot = start.assignment, self._runtime.boot
+        device = self._runtime.config.id
+        cut = partition(self._spec)  # type: ignore[arg-type]
+        work = {
+            block: BlockWork(version=a.versions[block], steps=steps, delta=Tensor.of(np.zeros(cut.size(block), "<f4")))
+            for block, steps in a.steps.items()
+        }
+        update = Update(
+            id=update_id(device, boot, a.id),
+            device=device,
+            boot=boot,
+            round=a.round,
+            epoch=a.epoch,
+            assignment=a.id,
+            blocks=work,
+            samples=len(windows),
+        )
+        self._runtime._queue.put(TrainingDone(a.id, update))
+
+
+def main() -> None:
+    """Arguments: port, device id, state folder."""
+    port, device, state = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    settings = Settings(
+        fleet="bench",
+        broker=BrokerConfig(port=port),
+        device=DeviceConfig(id=device, modalities=("a",), state=state, telemetry=0),
+    )
+    x = {"a": np.random.default_rng(0).standard_normal((8, 6, 128)).astype(np.float32)}
+    sensing = FixedWindows(x, np.zeros(8, np.int64))
+    runtime = Runtime(settings, MqttTransport(settings.broker, device), sensing)
+    assert runtime.worker is not None
+    runtime.worker.close(1.0)
+    runtime.worker = Instant(runtime)
+    signal.signal(signal.SIGTERM, lambda *_: runtime.stop())
+    sys.exit(runtime.run())
+
+
+if __name__ == "__main__":
+    main()

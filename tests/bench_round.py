@@ -1,0 +1,101 @@
+"""A whole protocol round without training: assign, download, upload, journal, acknowledge, fold, publish.
+
+Eight device processes with the real runtime, the real coordinator, Mosquitto on loopback, a model of about 100 KB.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from broker_config.launcher import Broker
+from coordinator.rounds import Pace
+from coordinator.service import Coordinator
+from coordinator.strategies import Settings, strategy
+from models import InputSpec, Local, ModelSpec, partition
+from protocol.config import BrokerConfig
+from protocol.mqtt import MqttTransport
+
+DEVICES = 8
+ROUNDS = 60
+PROMISED_MS = 15.0
+OVERHEAD = 0.02  # of the trained tensors' bytes
+
+
+def spec() -> ModelSpec:
+    """One modality and the shared block, 25,000 float32 values in all."""
+    return ModelSpec(inputs=(InputSpec("a", 6, 128),), classes=12, widths=(16, 32), bins=8, fusion=84)
+
+
+def bench() -> list[dict[str, Any]]:
+    """Rows for `make bench`."""
+    with tempfile.TemporaryDirectory() as folder, Broker() as broker:
+        lines = run(broker, Path(folder), ROUNDS)
+    began = [line["began"] for line in lines]
+    times = [1000 * (b - a) for a, b in itertools.pairwise(began[5:])]
+    model = 4 * sum(partition(spec()).size(b) for b in partition(spec()).blocks)
+    sent = statistics.median(line["bytes_up"] for line in lines) / DEVICES
+    return [
+        {
+            "name": f"protocol round, {DEVICES} device processes x {model // 1000} KB, median",
+            "value": round(statistics.median(times), 2),
+            "unit": "ms",
+            "floor": {"name": "see transport round", "value": 0.0},
+            "promise": PROMISED_MS,
+            "ok": statistics.median(times) <= PROMISED_MS,
+        },
+        {
+            "name": "protocol round, 9 of 10 within",
+            "value": round(statistics.quantiles(times, n=10)[8], 2),
+            "unit": "ms",
+            "floor": {"name": "", "value": 0.0},
+            "promise": 3 * PROMISED_MS,
+            "ok": statistics.quantiles(times, n=10)[8] <= 3 * PROMISED_MS,
+        },
+        {
+            "name": "bytes on the wire above the trained tensors",
+            "value": round(100 * (sent / model - 1), 2),
+            "unit": "%",
+            "floor": {"name": "tensors alone", "value": 0.0},
+            "promise": 100 * OVERHEAD,
+            "ok": sent / model - 1 <= OVERHEAD,
+        },
+    ]
+
+
+def run(broker: Broker, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """`rounds` rounds of DEVICES processes; the coordinator's metrics lines."""
+    of, config = spec(), BrokerConfig(port=broker.port)
+    devices = [
+        subprocess.Popen([sys.executable, "-m", "tests.bench_device", str(broker.port), f"d{n}", str(folder / "state")])
+        for n in range(DEVICES)
+    ]
+    coordinator = Coordinator(
+        fleet="bench",
+        spec=of,
+        strategy=strategy("relief")(of, Settings(epochs=1, local=Local(batch=8))),
+        pace=Pace(expect=DEVICES, gather=60, rounds=rounds),
+        folder=folder / "run",
+        control=MqttTransport(config, "coordinator-control"),
+        bulk=MqttTransport(config, "coordinator-bulk"),
+    )
+    try:
+        coordinator.run(threading.Event())
+    finally:
+        for device in devices:
+            device.terminate()
+        for device in devices:
+            device.wait(10)
+    text = (folder / "run" / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == "round"]
+
+
+if __name__ == "__main__":
+    print(json.dumps(bench(), indent=1))
