@@ -30,7 +30,6 @@ class SourceConfig(Section):
     loop: bool = False
     window_s: Annotated[float, Field(gt=0)] | None = None
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
-    windows: Annotated[int, Field(ge=1)] = 4096
 
     @model_validator(mode="after")
     def _forwards(self) -> SourceConfig:
@@ -43,6 +42,8 @@ class DeviceConfig(Section):
     """One device.
 
     modalities    what it owns of its source; by default all of it
+    train         false: only sense, infer and report
+    memory        bytes that training windows may take; the oldest give way
     state         folder of its outbox
     quota         share of one CPU core, 0: not limited
     watts         above idle while it computes, where no power monitor is used; 0: energy is not known
@@ -54,6 +55,8 @@ class DeviceConfig(Section):
     tier: str = ""
     modalities: tuple[str, ...] = ()
     source: SourceConfig = SourceConfig()
+    train: bool = True
+    memory: Annotated[int, Field(ge=1 << 16)] = 64 * 1024 * 1024
     state: FilePath = Path("state")
     quota: Annotated[float, Field(ge=0, le=64)] = 0.0
     watts: Annotated[float, Field(ge=0)] = 0.0

@@ -66,9 +66,7 @@ class _Stop:
 class Runtime:
     """One life of a device over an unopened transport. `run` returns 0 after `stop`, 1 where the broker refuses us."""
 
-    def __init__(
-        self, settings: Settings, transport: Transport, sensing: Sensing, *, can_train: bool | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, transport: Transport, sensing: Sensing) -> None:
         self.settings, self.config = settings, settings.device
         self.boot = uuid.uuid4().hex[:16]
         self.topics = Topics(settings.fleet)
@@ -77,7 +75,7 @@ class Runtime:
         self._transport, self._sensing = transport, sensing
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._joules = ConfiguredWatts(self.config.watts, time.monotonic)
-        trains = torch_is_here() if can_train is None else can_train
+        trains = self.config.train and torch_is_here()
         self.worker = Worker(self.config.id, self.boot, self._queue.put, self._joules) if trains else None
         birth = Status(
             online=True,
@@ -185,6 +183,7 @@ class Runtime:
         self._tell(SensorsChanged(self._sensing.modalities, len(windows), scale(windows)))
 
     def _report(self) -> None:
+        telemetry.give_back()
         values = telemetry.values(self)
         self._send(
             Publish(self.topics.device(self.config.id, "telemetry"), Telemetry(time=time.time(), values=values), qos=0)
@@ -281,6 +280,10 @@ class Runtime:
         self._sensing.close()
         if self.worker and not self.worker.close(END):
             log.warning("the trainer did not reach a step border within %g s", END)
+        if self.worker and self.worker.busy.wall:
+            busy = self.worker.busy
+            wanted = f", {self.config.quota:.1%} was the quota" if self.config.quota else ""
+            log.info("CPU: %.1f%% of a core achieved over %.1f s of training%s", 100 * busy.share, busy.wall, wanted)
         death = Status(online=False, boot=self.boot, reason=reason)
         self._transport.publish(self.topics.device(self.config.id, "status"), death.encode(), retain=True)
         self._transport.close()

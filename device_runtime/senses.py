@@ -8,8 +8,10 @@ from protocol.errors import ConfigError
 from sensors.locate import find
 from sensors.replay import ReplaySource
 
+ENOUGH = 16  # windows that a device keeps which will never train on them
 
-def replayed(config: DeviceConfig) -> tuple[Stream, str]:
+
+def replayed(config: DeviceConfig, *, trains: bool) -> tuple[Stream, str]:
     """A recording as live sensors, and one line that says which. ConfigError for a subject or modality it lacks."""
     s = config.source
     found = find(s.dataset)
@@ -25,5 +27,8 @@ def replayed(config: DeviceConfig) -> tuple[Stream, str]:
         raise ConfigError(where, [f"modalities: {error}"]) from None
     overlap = dataset.overlap if s.overlap is None else s.overlap
     window_s = s.window_s or dataset.window_s
-    ring = Ring(source.modalities, dataset.rate_hz, window_s, overlap, capacity=s.windows, subject=s.subject)
+    channels = sum(len(m.channels) for m in source.modalities)
+    each = channels * round(window_s * dataset.rate_hz) * 4  # bytes of a window
+    capacity = max(1, config.memory // each) if trains else ENOUGH
+    ring = Ring(source.modalities, dataset.rate_hz, window_s, overlap, capacity=capacity, subject=s.subject)
     return Stream(source, ring), found.note

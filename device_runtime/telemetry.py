@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
 import time
@@ -21,6 +23,12 @@ def memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def give_back() -> None:
+    """Hand memory that was freed back to the system; glibc keeps what many short-lived arrays were made of."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def values(runtime: Runtime) -> dict[str, Any]:
     """Plain values: memory, CPU, windows, outbox, bytes, refusals, and how well the last round was predicted."""
     found: dict[str, Any] = {
@@ -36,6 +44,8 @@ def values(runtime: Runtime) -> dict[str, Any]:
     if runtime.outbox.problem:
         found["outbox_problem"] = runtime.outbox.problem
     worker = runtime.worker
+    if worker and worker.busy.wall:
+        found["cpu_share"], found["cpu_quota"] = worker.busy.share, runtime.config.quota
     if worker and worker.last:
         found["predicted_seconds"], found["measured_seconds"] = worker.last.predicted, worker.last.measured
         found["prediction_error"] = worker.profile.median_error

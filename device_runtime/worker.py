@@ -17,6 +17,7 @@ from device_runtime.assignments import BASE
 from device_runtime.events import Event, Profiled, StartTraining, TrainingDone, TrainingFailed
 from device_runtime.joules import Joules
 from device_runtime.profiler import Outcome, Profile
+from device_runtime.quota import Busy
 from device_runtime.sensing import Labelled
 from device_runtime.wire import Wire
 from models.local import Local
@@ -52,6 +53,7 @@ class Worker:
         self.profile = Profile()
         self.last: Outcome | None = None
         self.wire = Wire()
+        self.busy = Busy()
         self._device, self._boot, self._say, self._joules = device, boot, say, joules
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
@@ -107,7 +109,8 @@ class Worker:
 
         a = start.assignment
         try:
-            trained = self._trained(start, windows)
+            with self.busy.work():
+                trained = self._trained(start, windows)
             if not trained.deltas:
                 late = "the time allowed was over before the first step"
                 self._say(TrainingFailed(a.id, late))

@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# A device computes on one thread; each further one would cost memory before it did anything. Read when numpy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 app = typer.Typer(no_args_is_help=True, help="One device of a fleet: senses, trains, reports.")
 
@@ -41,9 +43,8 @@ def run(config: Config, device: Id = None, verbose: bool = False) -> None:
         raise typer.Exit(2) from None
     logging.shutdown()
     sys.stdout.flush()
-    if threading.active_count() > 1:
-        os._exit(code)  # a training step may still run; the interpreter must not tear torch down under it
-    raise typer.Exit(code)
+    # Everything is closed. The interpreter's own end would take torch apart for a second, maybe under a running step.
+    os._exit(code)
 
 
 def _live(settings: object) -> int:
@@ -56,9 +57,10 @@ def _live(settings: object) -> int:
 
     assert isinstance(settings, Settings)
     log, config = logging.getLogger("relief.device"), settings.device
-    sensing, note = replayed(config)
+    trains = config.train and torch_is_here()
+    sensing, note = replayed(config, trains=trains)
     log.info("device %s: %s", config.id, note)
-    if torch_is_here():
+    if trains:
         prepare()
     runtime = Runtime(settings, connection(settings.broker, config.id), sensing)
     for number in (signal.SIGTERM, signal.SIGINT):
