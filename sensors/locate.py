@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensors.dsads import Dsads
+from sensors.mhealth import Mhealth
+from sensors.pamap2 import Pamap2
 from sensors.recording import DataSet
 from sensors.synthetic import Synthetic
 
 # name -> (folder below the root, how to read it)
 READERS: dict[str, tuple[str, Callable[[Path], DataSet]]] = {
     "dsads": ("dsads", Dsads),
+    "mhealth": ("mhealth", Mhealth),
+    "pamap2": ("pamap2", Pamap2),
     "dsads15": ("dsads", lambda path: Dsads(path, "sensors")),
 }
 NAMES = (*READERS, "synthetic")
