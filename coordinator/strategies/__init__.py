@@ -7,21 +7,21 @@ from importlib.metadata import entry_points
 from coordinator.strategies.base import Plan, Settings, Strategy
 from coordinator.strategies.fedavg import FedAvg, FedAvgMasked, FedAvgMaskedCached, FedAvgMaskedCut
 from coordinator.strategies.relief import CohortOnly, CohortSteps, Relief, ReliefSamples, ReliefWater
+from coordinator.strategies.rivals import RIVALS
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    s.name: s
-    for s in (
-        Relief,
-        ReliefWater,
-        CohortSteps,
-        CohortOnly,
-        ReliefSamples,
-        FedAvg,
-        FedAvgMasked,
-        FedAvgMaskedCached,
-        FedAvgMaskedCut,
-    )
-}
+_BUILT_IN: tuple[type[Strategy], ...] = (
+    Relief,
+    ReliefWater,
+    CohortSteps,
+    CohortOnly,
+    ReliefSamples,
+    FedAvg,
+    FedAvgMasked,
+    FedAvgMaskedCached,
+    FedAvgMaskedCut,
+    *RIVALS,
+)
+STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in _BUILT_IN}
 
 
 def strategy(name: str) -> type[Strategy]:

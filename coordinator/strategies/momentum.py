@@ -1,4 +1,4 @@
-"""RELIEF with momentum at the server, block by block (FedAvgM: Hsu et al. 2019, arXiv 1909.06335)."""
+"""Momentum at the server, block by block (FedAvgM: Hsu et al. 2019, arXiv 1909.06335), for RELIEF and for FedAvg."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from coordinator.aggregation import Folded
-from coordinator.strategies.base import Settings
-from coordinator.strategies.relief import Relief
+from coordinator.strategies.base import Settings, Strategy
+from coordinator.strategies.fedavg import FedAvg, FedAvgMaskedCached
+from coordinator.strategies.relief import CohortSteps, Relief
 from models.partition import Vector
+from models.spec import ModelSpec
 
 
-class ReliefMomentum(Relief):
+class ServerMomentum(Strategy):
     """Every block keeps a velocity of its own, so a rarely trained cohort's is not washed out by the others' rounds.
 
-    v <- beta v + Delta, and the block moves by Delta + beta v (Nesterov's form); untrained blocks rest.
+    v <- beta v + Delta, and the block moves by Delta + beta v (Nesterov's form); a block that nobody trained rests.
     """
 
-    name = "relief-momentum"
-    beta: ClassVar[float] = 0.5
+    beta: ClassVar[float] = 0.8
 
-    def __init__(self, spec: Any, settings: Settings) -> None:
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         super().__init__(spec, settings)
         self._velocity: dict[str, Vector] = {}
 
@@ -32,9 +33,35 @@ class ReliefMomentum(Relief):
         return (base + folded.delta + self.beta * velocity).astype(base.dtype)
 
     def state(self) -> dict[str, Any]:
-        kept = {block: v.astype("<f4").tobytes() for block, v in self._velocity.items()}
+        kept = {block: v.astype("<f8").tobytes() for block, v in self._velocity.items()}
         return {**super().state(), "velocity": kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
-        self._velocity = {b: np.frombuffer(raw, "<f4").astype(np.float64) for b, raw in state["velocity"].items()}
+        self._velocity = {block: np.frombuffer(raw, "<f8") for block, raw in state["velocity"].items()}
+
+
+class ReliefMomentum(ServerMomentum, Relief):
+    """RELIEF with a velocity per block."""
+
+    name = "relief-momentum"
+
+
+class CohortStepsMomentum(ServerMomentum, CohortSteps):
+    """Ablation: the same without divergence; everything owned is trained for as many steps as the deadline allows."""
+
+    name = "cohort-steps-momentum"
+
+
+class FedAvgM(ServerMomentum, FedAvg):
+    """Zero-filled FedAvg with server momentum: what momentum brings without the rest."""
+
+    name = "fedavgm"
+    source = "arXiv 1909.06335"
+
+
+class FedAvgMMaskedCached(ServerMomentum, FedAvgMaskedCached):
+    """Masked and cached FedAvg with server momentum."""
+
+    name = "fedavgm-masked-cached"
+    source = "arXiv 1909.06335"

@@ -22,13 +22,14 @@ class Spent:
     compute: float
     down: float
     up: float
+    latency: float
     joules: float
     bytes_up: int
     bytes_down: int
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.down + self.up
+        return self.latency + self.down + self.compute + self.up
 
 
 def work_flops(
@@ -68,20 +69,22 @@ def spent(
     downloads: Collection[str],
     *,
     resident: bool = False,
-    scale: float = 1.0,
+    compute_part: float = 1.0,
+    sent_part: float = 1.0,
 ) -> Spent:
     """What the device's round took.
 
     downloads   blocks that it had to fetch
-    scale       part of the model that it computes and sends
+    compute_part, sent_part   of methods whose devices hold a part of the model
     """
-    compute = scale * work_flops(spec, costs, work, local, len(device.windows), resident=resident) / device.flops
-    up = int(sum(costs[block].bytes for block in work.steps) * WIRE[local.wire] / BYTES_PER_VALUE * scale)
-    down = int(sum(costs[block].bytes for block in downloads) * scale)
+    compute = compute_part * work_flops(spec, costs, work, local, len(device.windows), resident=resident) / device.flops
+    up = int(sum(costs[block].bytes for block in work.steps) * WIRE[local.wire] / BYTES_PER_VALUE * sent_part)
+    down = int(sum(costs[block].bytes for block in downloads) * sent_part)
     return Spent(
         compute=compute,
         down=down / device.down if device.down else 0.0,
         up=up / device.rate if device.rate else 0.0,
+        latency=device.latency,
         joules=device.watts * compute,
         bytes_up=up,
         bytes_down=down,

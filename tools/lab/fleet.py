@@ -30,6 +30,7 @@ class Tier(BaseModel):
     modalities    names or patterns ("left_*", "*"); or a list of such lists, through which the tier's devices cycle
     speed         of arithmetic, as a part of the fleet's `gflops`
     rate, down    bytes per second up and down (down: as up where it is not given); 0: not limited
+    latency       seconds a round that no choice changes: the assignment out, the update's handshake
     watts         above idle while computing; idle_watts  all the time
     share         of the training windows, relative to other devices
     """
@@ -42,6 +43,7 @@ class Tier(BaseModel):
     speed: Positive
     rate: NotNegative = 0.0
     down: NotNegative | None = None
+    latency: NotNegative = 0.0
     watts: NotNegative = 0.0
     idle_watts: NotNegative = 0.0
     share: Positive = 1.0

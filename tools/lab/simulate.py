@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from coordinator.commit import fold_round
@@ -25,6 +25,8 @@ from coordinator.events import (
 )
 from coordinator.rounds import Pace, Rounds
 from coordinator.strategies.base import Strategy
+from coordinator.strategies.submodels import SubModels
+from device_runtime.wire import EXACT, Wire
 from models.cost import block_costs
 from models.local import Local
 from models.partition import Vector
@@ -92,6 +94,7 @@ class Run:
         self.held: dict[str, dict[str, int]] = {d: {} for d in self.devices}  # device -> block -> version it has
         self.settled: set[str] = set()  # devices whose features of frozen encoders are computed
         self.works: dict[str, Work] = {}
+        self.wires: dict[str, Wire] = {}
         self._queue: list[tuple[float, int, Event]] = []
         self._order = count()
 
@@ -129,7 +132,11 @@ class Run:
         for job, work in zip(jobs, self.engine.train(jobs), strict=True):
             device, assignment = self.devices[job.device], sent[job.device]
             cost = self._cost(device, assignment, work, job.local)
+            if job.local.wire not in EXACT:
+                work = replace(work, deltas=self._rounded(device.id, assignment.id, work.deltas, job.local.wire))
             self.works[device.id] = work
+            if isinstance(self.strategy, SubModels):
+                self.strategy.trained(device.id, job.base, work.deltas)
             longest = max(longest, cost.seconds)
             self.clock.joules += cost.joules
             self.clock.up += cost.bytes_up
@@ -152,17 +159,36 @@ class Run:
             self._push(now + cost.seconds, UpdateArrived(head))
         self.clock.idle += longest * sum(d.idle_watts for d in self.world.devices)
 
+    def _rounded(self, device: str, update: str, deltas: Blocks, dtype: str) -> Blocks:
+        """Deltas as they arrive after travelling in fewer bits; what was lost is added to the device's next ones."""
+        wire = self.wires.setdefault(device, Wire())
+        tensors = wire.encode(update, deltas, dtype)
+        wire.settle(update, True)
+        return {block: tensor.array() for block, tensor in tensors.items()}
+
     def job(self, device: LabDevice, assignment: Assignment) -> Job:
         """The assignment as the engine takes it."""
         local = Local.from_dict(assignment.training)
-        return Job(device.id, assignment.round, device.windows, device.owned, assignment.steps, self.blocks, local)
+        base, masks = self.blocks, {}
+        if isinstance(self.strategy, SubModels):
+            base, masks = dict(self.strategy.base(device.id, base)), dict(self.strategy.parts[device.id].masks)
+        return Job(device.id, assignment.round, device.windows, device.owned, assignment.steps, base, local, masks)
 
     def _cost(self, device: LabDevice, assignment: Assignment, work: Work, local: Local) -> Spent:
         held = self.held[device.id]
         fetched = [b for b, version in assignment.versions.items() if held.get(b) != version]
         held.update(assignment.versions)
+        part = self.strategy.parts[device.id] if isinstance(self.strategy, SubModels) else None
         cost = spent(
-            self.spec, self.costs, device, work, local, fetched, resident=local.cache and device.id in self.settled
+            self.spec,
+            self.costs,
+            device,
+            work,
+            local,
+            fetched,
+            resident=local.cache and device.id in self.settled,
+            compute_part=part.compute if part else 1.0,
+            sent_part=part.sent if part else 1.0,
         )
         self.settled.add(device.id)
         return cost

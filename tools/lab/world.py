@@ -35,6 +35,7 @@ class LabDevice:
     flops: float
     rate: float
     down: float
+    latency: float
     watts: float
     idle_watts: float
 
@@ -115,6 +116,7 @@ def _device(
         flops=tier.speed * fleet.gflops * 1e9,
         rate=tier.rate,
         down=tier.rate if tier.down is None else tier.down,
+        latency=tier.latency,
         watts=tier.watts,
         idle_watts=tier.idle_watts,
     )

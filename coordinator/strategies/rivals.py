@@ -1,0 +1,26 @@
+"""RELIEF's rivals and further ablations, by which `coordinator.strategies` knows them."""
+
+from __future__ import annotations
+
+from coordinator.strategies.base import Strategy
+from coordinator.strategies.fedprox import FedProx
+from coordinator.strategies.heterofl import FedRolex, HeteroFL
+from coordinator.strategies.lora_rivals import FediLoRA, FedIT, FedSALoRA, FFALoRA
+from coordinator.strategies.momentum import CohortStepsMomentum, FedAvgM, FedAvgMMaskedCached, ReliefMomentum
+from coordinator.strategies.partial import FedEL, TimelyFL
+
+RIVALS: tuple[type[Strategy], ...] = (
+    ReliefMomentum,
+    CohortStepsMomentum,
+    FedAvgM,
+    FedAvgMMaskedCached,
+    FedProx,
+    HeteroFL,
+    FedRolex,
+    TimelyFL,
+    FedEL,
+    FedIT,
+    FedSALoRA,
+    FediLoRA,
+    FFALoRA,
+)
