@@ -61,6 +61,7 @@ class Broker:
         self._configure = configure or (
             lambda port, private: loopback(port, private, user=_user(), persistence=persistence)
         )
+        self._said: dict[str, int] = {}  # bytes of each log that are of an earlier start
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
 
@@ -72,10 +73,19 @@ class Broker:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
-        """What Mosquitto wrote so far."""
-        texts = [self._folder / "mosquitto.log", self._folder / "output.log"]
-        return "".join(text.read_text(errors="replace") for text in texts if text.is_file())
+        """What Mosquitto wrote since it was started last."""
+        said = ""
+        for name in ("mosquitto.log", "output.log"):
+            file = self._folder / name
+            if file.is_file():
+                said += file.read_bytes()[self._said.get(name, 0) :].decode(errors="replace")
+        return said
 
     def start(self) -> Broker:
         """Start and wait until it accepts. BrokerFailed with Mosquitto's log otherwise."""
@@ -129,8 +139,8 @@ class Broker:
     def _launch(self) -> None:
         conf = self._folder / "mosquitto.conf"
         conf.write_text(self._configure(self.port, self._folder))
-        for stale in (self._folder / "mosquitto.log", self._folder / "output.log"):
-            stale.unlink(missing_ok=True)
+        log = self._folder / "mosquitto.log"
+        self._said = {log.name: log.stat().st_size} if log.is_file() else {}
         started = threading.Event()
         # The kernel's parent-death signal goes out when the *thread* that forked ends, so one waits for the process.
         self._process, self._keeper = (
