@@ -41,6 +41,7 @@ class CoordinatorConfig(Section):
     rounds: Annotated[int, Field(ge=0)] = 0
     expect: Annotated[int, Field(ge=1)] = 1
     gather: Annotated[float, Field(ge=0)] = 30.0
+    settle: Annotated[float, Field(ge=0)] = 2.0
     patience: Annotated[float, Field(ge=1)] = 2.0
     margin: Annotated[float, Field(ge=0)] = 5.0
     deadline: str | float = "fastest"
@@ -64,4 +65,4 @@ class CoordinatorConfig(Section):
         return Settings(t.epochs, self.deadline, self.joules, self.bytes, local)
 
     def pace(self) -> Pace:
-        return Pace(self.expect, self.gather, self.patience, self.margin, self.rounds)
+        return Pace(self.expect, self.gather, self.settle, self.patience, self.margin, self.rounds)

@@ -35,6 +35,7 @@ class CannotResume(Exception):
 class Resumed:
     """Where a run stands: what `Rounds` and the service need to continue."""
 
+    begun: bool = False
     epoch: int = 1
     round: int = 1
     blocks: dict[str, Vector] = field(default_factory=dict)
@@ -146,7 +147,7 @@ class Ledger:
             header = record.header
             if record.kind == "run":
                 self._check_spec(header["spec"])
-                at.epoch = max(at.epoch, int(header["epoch"]))
+                at.begun, at.epoch = True, max(at.epoch, int(header["epoch"]))
             elif _round_of(header) < at.round:
                 continue
             elif record.kind == "open":
@@ -167,7 +168,8 @@ class Ledger:
     def _from_checkpoint(self, at: Resumed, saved: Checkpoint, strategy: Strategy) -> None:
         meta = saved.meta
         self._check_spec(saved.spec.to_dict())
-        at.epoch, at.round, at.blocks = int(meta["epoch"]), int(meta["round"]), dict(saved.blocks)
+        at.begun, at.epoch = True, int(meta["epoch"])
+        at.round, at.blocks = int(meta["round"]), dict(saved.blocks)
         at.versions = {block: int(v) for block, v in meta["versions"].items()}
         at.scales = {m: (c, w) for m, (c, w) in meta["scales"].items()}
         at.done = {d: UpdateHead.from_dict(h) for d, h in meta["done"].items()}

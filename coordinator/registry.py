@@ -115,7 +115,7 @@ def speeds(spec: ModelSpec, status: Status) -> dict[str, Speed]:
 def normalisation(scales: Mapping[str, Scale]) -> tuple[list[float], list[float]] | None:
     """(center, width) per channel from the sums of a cohort's training windows; None if nobody sent any.
 
-    The devices send counts and sums, never samples. Channels that do not vary get width 1.
+    The devices send counts and sums, never samples. Channels that hardly vary get width 1.
     """
     count, total, squares = 0, np.zeros(0), np.zeros(0)
     for device in sorted(scales):
@@ -128,4 +128,4 @@ def normalisation(scales: Mapping[str, Scale]) -> tuple[list[float], list[float]
         return None
     center = total / count
     width = np.sqrt(np.maximum(squares / count - center**2, 0.0))
-    return center.tolist(), np.where(width > 1e-9, width, 1.0).tolist()
+    return center.tolist(), np.where(width > 1e-6 * np.maximum(np.abs(center), 1.0), width, 1.0).tolist()

@@ -49,12 +49,14 @@ class Pace:
     """When rounds begin and end.
 
     expect     devices to wait for before the first round, for at most `gather` seconds
+    settle     seconds without a change of any device that are waited for too: sensors that fill their windows
     patience   a round is closed after the longest predicted time x patience + margin seconds
     rounds     stop after so many rounds; 0: never
     """
 
     expect: int = 1
     gather: float = 30.0
+    settle: float = 0.0
     patience: float = 2.0
     margin: float = 5.0
     rounds: int = 0
@@ -73,6 +75,7 @@ class Rounds:
     paused: bool = False
     versions: dict[str, int] = field(default_factory=dict)
     scales: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)  # modality -> samples behind its scale; not in it: given
     wake: float = inf  # when the next Tick is due
 
     def __post_init__(self) -> None:
@@ -207,9 +210,11 @@ class Rounds:
         if self.gathering_since is None:
             self.gathering_since = now
         patience_ends = self.gathering_since + self.pace.gather
-        if self.round == 1 and len(ready) < self.pace.expect and now < patience_ends:
-            self.wake = patience_ends
-            return
+        if self.round == 1 and now < patience_ends:
+            quiet = max(d.since for d in self.registry.devices.values()) + self.pace.settle
+            if len(ready) < self.pace.expect or now < quiet:
+                self.wake = patience_ends if len(ready) < self.pace.expect else min(quiet, patience_ends)
+                return
         self._open(ready, now, actions)
 
     def _open(self, ready: list[str], now: float, actions: list[Action]) -> None:
@@ -231,14 +236,19 @@ class Rounds:
         actions.append(Say())
 
     def _new_scales(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Normalisation of modalities that have none yet, from the sums that their owners sent at birth."""
+        """Normalisation of each modality from the sums that its owners sent, anew whenever the samples have doubled.
+
+        Live sensors begin with one activity; what they show of a channel is not yet what the fleet will see.
+        """
         fresh = {}
         for m in self.spec.names:
-            if m not in self.scales:
-                sums = {d.id: d.status.scale[m] for d in self.registry.devices.values() if m in d.status.scale}
-                merged = normalisation(sums)
-                if merged and len(merged[0]) == self.spec.input(m).channels:
-                    fresh[m] = merged
+            sums = {d.id: d.status.scale[m] for d in self.registry.devices.values() if m in d.status.scale}
+            count = sum(one.count for one in sums.values())
+            if m in self.scales and count < 2 * self.scaled.get(m, count):
+                continue
+            merged = normalisation(sums)
+            if merged and len(merged[0]) == self.spec.input(m).channels:
+                fresh[m], self.scaled[m] = merged, count
         return fresh
 
     def _assignment(self, device: str, plan: Plan) -> Assignment:

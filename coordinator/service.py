@@ -68,6 +68,7 @@ from protocol.transport import Connected, Lost, Received, Stopped, Transport, Wi
 log = logging.getLogger("relief.coordinator")
 
 SAY_EVERY = 0.25  # seconds between two summaries at least
+LISTEN_AGAIN = 60.0  # seconds between two looks at all retained births, in case one got lost on its way here
 RETRY_DISK = 2.0  # seconds until a full disk is tried again
 
 
@@ -117,6 +118,7 @@ class Coordinator:
         self._storing: list[str] = []
         self._unsaved = False
         self._retry = inf
+        self._listen_at = inf
         self._say_at, self._said = inf, 0.0
         self._logged: set[tuple[str, str]] = set()
         self._bytes_up = 0
@@ -152,7 +154,7 @@ class Coordinator:
         self.blocks = at.blocks
         if at.assignments:
             self.core.reopen(at.assignments, at.stored, self._now())
-        if at.round > 1 or at.assignments:
+        if at.begun:
             log.info("resumed: %s", at.said)
         else:
             # Epochs of different runs must differ: a device may still hold work for the run before this one.
@@ -185,9 +187,15 @@ class Coordinator:
     def _now(self) -> float:
         return time.monotonic() - self._zero
 
+    def _due(self) -> float:
+        """When the loop has something to do although nothing arrives."""
+        # While the disk is full the core waits for it and not for its deadline, which may have passed long ago.
+        core = self.core.wake if self._retry == inf else self._retry
+        return min(core, self._say_at, self._listen_at)
+
     def _step(self) -> None:
         """Wait for something to happen, take in all that has, carry out what the core wants."""
-        wait = min(self.core.wake, self._retry, self._say_at) - self._now()
+        wait = self._due() - self._now()
         try:
             items = [self._inbox.get(timeout=None if wait == inf else max(wait, 0.0))]
         except queue.Empty:
@@ -198,6 +206,9 @@ class Coordinator:
             self._take(item)
         if self._now() >= self.core.wake:
             self._feed(Tick())
+        if self._now() >= self._listen_at:
+            self._listen_at = self._now() + LISTEN_AGAIN
+            self._control.subscribe(self.topics.device("+", "status"))
         self._settle()
         self._say(self._now())
 
@@ -224,6 +235,7 @@ class Coordinator:
         device = self.topics.device
         if connection == "control":
             self._control.subscribe(device("+", "status"), device("+", "report"), self.topics.coordinator("request"))
+            self._listen_at = self._now() + LISTEN_AGAIN
             self._publisher.again_control()
         else:
             self._publisher.chunk_size = chunk_size(event.max_payload)
@@ -358,8 +370,9 @@ class Coordinator:
         elif isinstance(one, str):
             self._publish_block(one)
         elif isinstance(one, Send):
-            topic = self.topics.device(one.device, "assignment")
-            self._control.publish(topic, one.assignment.encode(), expiry=one.expiry)
+            if one.assignment.round == self.core.round:  # it may have closed while the disk was full
+                topic = self.topics.device(one.device, "assignment")
+                self._control.publish(topic, one.assignment.encode(), expiry=one.expiry)
         elif isinstance(one, Acknowledge):
             self._answer(one)
 
@@ -378,7 +391,7 @@ class Coordinator:
     def _checkpoint(self, *, force: bool = False) -> None:
         """Write down where we are; a disk that is full costs only a longer replay."""
         core = self.core
-        at = Resumed(core.epoch, core.round, self.blocks, core.versions, core.scales, done=core.done)
+        at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, done=core.done)
         try:
             self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
         except OSError as error:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.agent import update_id
 from device_runtime.config import DeviceConfig, Settings
 from device_runtime.events import Profiled, StartTraining, TrainingDone
 from device_runtime.runtime import Runtime
@@ -17,7 +16,7 @@ from device_runtime.sensing import Labelled
 from device_runtime.worker import Worker
 from models import ModelSpec, partition
 from protocol.config import BrokerConfig
-from protocol.messages import BlockSpeed, BlockWork, Tensor, Update
+from protocol.messages import BlockSpeed, BlockWork, Tensor, Update, update_id
 from protocol.mqtt import MqttTransport
 from tests.worlds import FixedWindows
 

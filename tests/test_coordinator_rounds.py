@@ -253,6 +253,27 @@ def test_the_first_round_waits_for_the_expected_devices_but_not_for_ever() -> No
     assert kinds(t.feed(Tick()), Send)
 
 
+def test_the_first_round_waits_until_sensors_have_filled_their_windows() -> None:
+    t = Table(settle=2.0)
+    t.born("a", windows=1)
+    t.now = 1.5
+    t.born("a", windows=30)
+    assert t.core.wake == 3.5
+    t.now = 3.5
+    assert kinds(t.feed(Tick()), Send)
+
+
+def test_normalisation_follows_the_data_while_it_doubles() -> None:
+    t = Table()
+    t.born("a", scale={"torso": Scale(count=4, total=[4.0] * 3, squares=[8.0] * 3)})
+    for count, center in ((6, 1.0), (8, 2.0), (15, 2.0)):
+        t.answers(t.head("a"))
+        scale = Scale(count=count, total=[2.0 * count] * 3, squares=[8.0 * count] * 3)
+        t.feed(StatusArrived("a", birth(scale={"torso": scale})))
+        t.feed(Folded(t.core.round, {}, {}))
+        assert t.core.scales["torso"][0] == [center] * 3
+
+
 def test_no_device_is_assigned_what_it_does_not_own() -> None:
     t = Table(expect=2)
     t.born("a", modalities=("torso",))
