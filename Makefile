@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 TORCH := torch==2.13.0
 EXTRAS := train,plot,broker
 
-.PHONY: setup test check demo bench clean
+.PHONY: setup test check demo acl-matrix bench clean
 
 setup: $(STAMP)
 
@@ -27,8 +27,14 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+# DATA: dsads, dsads15, mhealth, pamap2 or synthetic
+DATA ?= dsads
+
 demo: $(STAMP)
-	@$(BIN)/relief demo
+	@$(BIN)/relief demo --data $(DATA)
+
+acl-matrix: $(STAMP)
+	@$(BIN)/python -m tests.acl_matrix
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench

@@ -49,7 +49,7 @@ def plan(found: Found, asked: str) -> Plan:
     subjects = dataset.subjects()
     held_out = subjects[-max(1, len(subjects) // 4) :] if len(subjects) > 1 else subjects
     wearers = [s for s in subjects if s not in held_out] or list(subjects)
-    bands = [(common[k % len(common)],) for k in range(3)]
+    bands: list[tuple[str, ...]] = [(common[k % len(common)],) for k in range(3)]
     bands.append(tuple(dict.fromkeys((common[-1], common[-2 % len(common)]))))
     phones = [tuple(m for m in common if m != common[k % len(common)]) or tuple(common) for k in range(2)]
     owned = [("hub", names)] * 2 + [("phone", p[:3]) for p in phones] + [("band", b) for b in bands]

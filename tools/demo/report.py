@@ -64,19 +64,23 @@ def show(console: Console, plan: Plan, relief: Run, fedavg: Run, shares: dict[st
 
 
 def _devices(plan: Plan, run: Run, shares: dict[str, float]) -> Table:
-    table = Table(title="RELIEF, per device (medians over rounds)", title_justify="left", header_style="bold")
-    for column in ("device", "tier", "wears", "modalities", "blocks", "steps", "seconds", "kB up", "CPU share"):
-        table.add_column(column, justify="left" if column in ("device", "tier", "wears", "modalities") else "right")
+    table = Table(
+        title="RELIEF, per device: whom it is on, medians over its rounds, share of a CPU core it got",
+        title_justify="left",
+        header_style="bold",
+    )
+    for column in ("device", "on", "modalities", "blocks", "steps", "seconds", "kB up", "CPU"):
+        left = column in ("device", "on", "modalities")
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=column != "modalities")
     for d in plan.devices:
         mine = [r["devices"][d.id] for r in run.rounds if d.id in r["devices"]]
         if not mine:
-            table.add_row(d.id, d.tier, d.subject, " ".join(d.modalities), "-", "-", "-", "-", "-")
+            table.add_row(d.id, d.subject, ", ".join(d.modalities), "-", "-", "-", "-", "-")
             continue
         table.add_row(
             d.id,
-            d.tier,
-            f"subject {d.subject}",
-            " ".join(d.modalities),
+            d.subject,
+            ", ".join(d.modalities),
             f"{median(len(m['steps']) - 1 for m in mine):.0f} of {len(d.modalities)}",
             f"{median(max(m['steps'].values()) for m in mine):.0f}",
             f"{median(m['seconds'] for m in mine):.2f}",
@@ -117,7 +121,7 @@ def _overall(relief: Run, fedavg: Run) -> tuple[Table, str]:
             ratio,
         )
         if owner == "FedAvg":
-            headline = f"RELIEF reached FedAvg's held-out F1 of {target:.3f} {ratio} faster on the wall clock"
+            headline = f"demo: RELIEF reached FedAvg's held-out F1 of {target:.3f} {ratio} as fast, on the wall clock"
     return table, headline
 
 
@@ -148,6 +152,6 @@ def picture(path: Path, plan: Plan, runs: Sequence[Run]) -> None:
     right.set(title="RELIEF: disagreement within each cohort", xlabel="round", ylabel="divergence D'", ylim=(0, 1.05))
     right.legend(loc="lower left", fontsize=8)
     right.grid(alpha=0.3)
-    figure.suptitle(f"{plan.dataset}: 8 devices in 3 tiers, subjects {', '.join(plan.held_out)} held out")
+    figure.suptitle(f"{plan.dataset}: 8 devices in 3 tiers, held out: subject {', '.join(plan.held_out)}")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -28,7 +28,7 @@ START_SECONDS = 90.0  # until eight interpreters have imported torch on a small 
 
 def demo(
     data: Annotated[str, typer.Option(help=f"Recordings: {', '.join(NAMES)}.")] = "dsads",
-    rounds: Annotated[int, typer.Option(min=15, help="RELIEF rounds.")] = 20,
+    rounds: Annotated[int, typer.Option(min=15, help="RELIEF rounds.")] = 40,
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
@@ -53,13 +53,13 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int) -> 
     demo = plan(find(data), data)
     console.print(f"Recordings: {demo.note}")
     for subject in dict.fromkeys(d.subject for d in demo.devices):
-        worn = ", ".join(f"{d.id} ({' '.join(d.modalities)})" for d in demo.devices if d.subject == subject)
+        worn = ", ".join(d.id for d in demo.devices if d.subject == subject)
         console.print(f"  subject {subject} wears {worn}", highlight=False)
     console.print(f"  held out: subjects {', '.join(demo.held_out)}; rare modality: {demo.rare}")
     quotas = ", ".join(f"{tier} {quota:g}" for tier, quota in QUOTAS.items())
     console.print(f"Tiers, as shares of one CPU core: {quotas}\nRun folder: {folder}")
     with Broker() as broker, Processes(folder / "logs") as processes:
-        console.print(f"Broker: {broker.mosquitto} on port {broker.port}")
+        console.print(f"Broker: {broker.mosquitto.program} on port {broker.port}")
         watch = Watch("demo", MqttTransport(BrokerConfig(port=broker.port), "operator-demo-display"))
         with watch:
             files = {
