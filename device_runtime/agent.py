@@ -7,7 +7,6 @@ either side.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -49,6 +48,7 @@ from protocol.errors import Malformed
 from protocol.messages import (
     Answer,
     Assignment,
+    BlockSpeed,
     CoordinatorState,
     Label,
     Order,
@@ -60,12 +60,19 @@ from protocol.transport import Connected, Lost, Stopped
 
 REMEMBERED = 256  # finished assignments that are recognised when they come again
 ASK_AGAIN = 5.0  # seconds without progress after which missing blocks are asked for once more
+NEWS = 0.2  # relative change of a block's seconds that is worth a birth
 BIRTH_PAUSE = 2.0  # seconds between births that only say how many windows there are
 
 
-def update_id(device: str, boot: str, assignment: str) -> str:
-    """The id of what this life of a device answers to an assignment."""
-    return hashlib.sha256("\0".join((device, boot, assignment)).encode()).hexdigest()[:32]
+def news(told: Mapping[str, BlockSpeed], now: Mapping[str, BlockSpeed]) -> bool:
+    """Whether some block has become so much faster or slower that the coordinator should know."""
+    for block, speed in now.items():
+        if block not in told:
+            return True
+        pairs = ((told[block].forward, speed.forward), (told[block].backward, speed.backward))
+        if any(abs(new - old) > NEWS * old for old, new in pairs):
+            return True
+    return False
 
 
 @dataclass
@@ -75,8 +82,7 @@ class _Job:
     assignment: Assignment
     local: Local
     received: float
-    asked: float  # when its blocks were last asked for
-    lacks: bool = False  # whether blocks are missing
+    lacks: bool = False  # whether something is missing that can be asked for
 
     @property
     def ends(self) -> float:
@@ -115,10 +121,13 @@ class Agent:
         self._waiting: _Job | None = None
         self._training: _Job | None = None
         self._stopping = False
+        self._newest = (0, 0)  # epoch and round of the newest assignment
+        self._asked = math.inf  # since when blocks have been missing, or when they were last asked for
         self._everything = False  # blocks of modalities that we do not own are needed too
         self._following: set[str] = set()  # blocks whose chunks are subscribed to on this connection
         self._decline = ""
         self._born_at, self._birth_due, self._born_windows = -math.inf, math.inf, 0
+        self._born_speed: Mapping[str, BlockSpeed] = birth.speed
 
     # -- the two calls ---------------------------------------------------------------------------
 
@@ -139,7 +148,7 @@ class Agent:
         if self._waiting:
             times.append(self._waiting.ends)
             if self.connected and self._waiting.lacks:
-                times.append(self._waiting.asked + ASK_AGAIN)
+                times.append(self._asked + ASK_AGAIN)
         return min(times)
 
     def forget(self, update: str) -> None:
@@ -261,7 +270,7 @@ class Agent:
         known = [job.assignment for job in (self._waiting, self._training) if job]
         if any(event.id == a.id for a in known):
             return []
-        if any((event.epoch, event.round) < (a.epoch, a.round) for a in known):
+        if (event.epoch, event.round) < self._newest:  # it was given up for a newer one, or comes late
             self.counts["stale assignments"] += 1
             return []
         if self.coordinator and event.epoch < self.coordinator.epoch:
@@ -271,7 +280,8 @@ class Agent:
             local = Local.from_dict(event.training)
         except TypeError as error:
             raise Malformed("Assignment", f"training: {error}") from None
-        self._waiting = _Job(event, local, now, now)
+        self._newest = (event.epoch, event.round)
+        self._waiting = _Job(event, local, now)
         actions: list[Action] = []
         if self._training and not self._stopping:
             self._stopping = True
@@ -298,12 +308,12 @@ class Agent:
     def _start(self, now: float) -> list[Action]:
         job = self._waiting
         assert job is not None
-        a, job.lacks = job.assignment, False
+        a = job.assignment
         if now >= job.ends:
             self._waiting = None
             return [Note(f"round {a.round}: its deadline passed before it could begin", trouble=True)]
         if self.model is None or self.coordinator is None or a.epoch > self.coordinator.epoch:
-            return []
+            return self._ask((self.fleet.coordinator("state"),), now)
         reason = assignments.objection(a, job.local, self.model, self.status, self._decline)
         if reason:
             self._waiting = None
@@ -314,9 +324,9 @@ class Agent:
             if self.connected:
                 follow = [Subscribe(self._manifest_filters())]
         missing = assignments.missing(a, job.local, self.model, self.status.modalities, self.downloads.held)
-        job.lacks = bool(missing)
         if missing:
-            return [*follow, *self._ask_for(missing, job, now)]
+            return [*follow, *self._ask_for(missing, now)]
+        job.lacks, self._asked = False, math.inf
         if self._training:
             return follow
         self._waiting, self._training, self._stopping = None, job, False
@@ -324,15 +334,25 @@ class Agent:
         blocks = {b: self.downloads.held[b] for b in assignments.blocks(present, self.model)}
         return [*follow, StartTraining(a, present, blocks, assignments.latest(a, job.received, self.model))]
 
-    def _ask_for(self, missing: tuple[str, ...], job: _Job, now: float) -> list[Action]:
-        """Subscribing again makes the broker send what it retains, in case something got lost."""
-        if not self.connected or now < job.asked + ASK_AGAIN:
+    def _ask_for(self, missing: tuple[str, ...], now: float) -> list[Action]:
+        filters = [self.fleet.manifest(b) for b in missing] + [self.fleet.chunk(b, "+") for b in missing]
+        asked = self._ask(tuple(filters), now)
+        if asked:
+            self.counts["blocks asked for again"] += len(missing)
+            self._following.update(missing)
+        return asked
+
+    def _ask(self, filters: tuple[str, ...], now: float) -> list[Action]:
+        """Subscribing again makes the broker send what it retains, in case something got lost.
+
+        Not counted from the assignment: where rounds are shorter than the pause, nothing would ever be asked for.
+        """
+        assert self._waiting is not None
+        self._waiting.lacks, self._asked = True, min(self._asked, now)
+        if not self.connected or now < self._asked + ASK_AGAIN:
             return []
-        job.asked = now
-        self.counts["blocks asked for again"] += len(missing)
-        self._following.update(missing)
-        manifests = [self.fleet.manifest(b) for b in missing]
-        return [Subscribe((*manifests, *(self.fleet.chunk(b, "+") for b in missing)))]
+        self._asked = now
+        return [Subscribe(filters)]
 
     @_on.register
     def _trained(self, event: TrainingDone, now: float) -> list[Action]:
@@ -398,8 +418,9 @@ class Agent:
 
     @_on.register
     def _profiled(self, event: Profiled, now: float) -> list[Action]:
+        if news(self._born_speed, event.speed):
+            self._birth_due = now
         self.status = self.status.model_copy(update={"speed": dict(event.speed)})
-        self._birth_due = now
         return []
 
     @_on.register
@@ -422,6 +443,7 @@ class Agent:
 
     def _birth(self, now: float) -> Action:
         self._born_at, self._birth_due, self._born_windows = now, math.inf, self.status.windows
+        self._born_speed = self.status.speed
         return Publish(self.fleet.device(self.device, "status"), self.status, retain=True)
 
     def _needed(self) -> tuple[str, ...]:

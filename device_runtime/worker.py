@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from device_runtime.agent import update_id
 from device_runtime.assignments import BASE
 from device_runtime.events import Event, Profiled, StartTraining, TrainingDone, TrainingFailed
 from device_runtime.joules import Joules
@@ -22,7 +21,7 @@ from device_runtime.sensing import Labelled
 from device_runtime.wire import Wire
 from models.local import Local
 from models.spec import ModelSpec
-from protocol.messages import BlockWork, Update
+from protocol.messages import BlockWork, Update, update_id
 
 if TYPE_CHECKING:
     from device_runtime.features import ResidentFeatures

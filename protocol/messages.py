@@ -6,6 +6,7 @@ that a newer peer is understood; everything else that does not fit is refused wi
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
@@ -232,6 +233,11 @@ class Update(Message):
     seconds: Finite = 0.0
     joules: Finite = 0.0
     power_source: str = "none"
+
+
+def update_id(device: str, boot: str, assignment: str) -> str:
+    """The id of what this life of a device answers to an assignment; nobody else's can be the same."""
+    return hashlib.sha256("\0".join((device, boot, assignment)).encode()).hexdigest()[:32]
 
 
 class Report(Message):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime.agent import Agent, update_id
+from device_runtime.agent import Agent
 from device_runtime.events import ChunkHeard as Piece
 from device_runtime.events import (
     Drop,
@@ -40,6 +40,7 @@ from protocol.messages import (
     Report,
     Status,
     Update,
+    update_id,
 )
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Stopped

@@ -61,7 +61,7 @@ class Check:
         self.accepted: dict[int, set[tuple[str, str]]] = defaultdict(set)
         self.sent: dict[tuple[str, str], Update] = {}  # (device, id): what honest devices trained
         self.births: dict[str, list[Status]] = defaultdict(list)
-        self.participants: list[set[str]] = []
+        self.complete: list[bool] = []  # of each round: every honest device is known, and all that were asked took part
         self.checks = 0
         self._seen = 0  # last journal position that was looked at
 
@@ -153,7 +153,8 @@ class Check:
             self.hold(digest(life.blocks[block]) == header["digests"][block], 4, f"{block}: digest of the commit")
             self.contents[block, version] = header["digests"][block]
         self.round = round
-        self.participants.append({by_id[id][0] for id in named})
+        here, asked = {by_id[id][0] for id in named}, self.world.honest & set(self.opened[round])
+        self.complete.append(bool(asked) and self.world.honest <= set(life.core.registry.ready()) and asked <= here)
 
     def _compare(self, life: Coordinator, round: int, used: list[tuple[str, Record, bytes]]) -> None:
         """Delta_m = tau sum p_i Delta_i / a_i, written down once more and plainly."""

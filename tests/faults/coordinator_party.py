@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tests.faults.world import World
 
 
+LEAST = 1e-6  # seconds: shorter waits get lost in the rounding of sums of floats
+
+
 class VirtualTime:
     """What the service knows as the module `time`."""
 
@@ -51,7 +54,7 @@ class VirtualCoordinator(Coordinator):
     @property
     def due(self) -> float:
         """Seconds until the loop would wake by itself."""
-        return min(self.core.wake, self._retry, self._say_at) - self._now()
+        return self._due() - self._now()
 
 
 @dataclass
@@ -143,8 +146,8 @@ class CoordinatorParty:
         life = self.life
         if life is None:
             return
-        if life._inbox.empty() and life.due > 1e-9:
-            self.poke(life.due)
+        if life._inbox.empty() and life.due > LEAST:
+            self._plan_next(life)
             return
         self._guard(life._step)
         if self.life is life:
@@ -154,7 +157,13 @@ class CoordinatorParty:
             if life.core.finished:
                 self.leave()
             else:
-                self.poke(0.0 if not life._inbox.empty() else max(life.due, 0.0)) if life.due < inf else None
+                self._plan_next(life)
+
+    def _plan_next(self, life: VirtualCoordinator) -> None:
+        if not life._inbox.empty():
+            self.poke(0.0)
+        elif life.due < inf:
+            self.poke(max(life.due, LEAST))
 
     def _guard(self, deed: Callable[[], None]) -> None:
         try:

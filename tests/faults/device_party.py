@@ -29,7 +29,7 @@ from device_runtime.outbox import Outbox
 from protocol.chunks import chunk_size, split
 from protocol.errors import ProtocolError
 from protocol.faulty import FaultyTransport
-from protocol.messages import BlockSpeed, Scale, Status
+from protocol.messages import BlockSpeed, Scale, Status, Update
 from protocol.topics import Topics
 from protocol.transport import Connected, Received, Will
 from tests.faults.frailty import Crash, FrailTransport, Fuse
@@ -56,6 +56,7 @@ class DeviceParty:
     fuse: Fuse = field(default_factory=Fuse)
     link: FaultyTransport | None = None
     _planned: float = inf
+    _ends: dict[str, Callable[[], None]] = field(default_factory=dict)  # of the training that runs
 
     def start(self) -> None:
         """Begin a life with what the outbox holds."""
@@ -157,12 +158,9 @@ class DeviceParty:
         elif isinstance(action, StartTraining):
             self._train(action)
         elif isinstance(action, StopTraining):
-            self._cancelled.add(action.assignment)
+            self.world.clock(0.05, self._ends.get(action.assignment, lambda: None))  # at the next step border
         elif isinstance(action, Keep):
-            self.fuse.deed()
-            self.world.check.trained(action.update)
-            self.outbox.put(action.update.id, action.update.assignment, action.update.encode())
-            self.fuse.deed()
+            self._keep(action.update.id, action.update)
         elif isinstance(action, Upload):
             body = self.outbox.body(action.update)
             assert body is not None, f"{self.name}: {action.update} is to be sent and is not in the outbox"
@@ -174,7 +172,11 @@ class DeviceParty:
         elif isinstance(action, GiveUp):
             raise AssertionError(f"{self.name} gave up: {action.reason}")
 
-    _cancelled: set[str] = field(default_factory=set)
+    def _keep(self, id: str, update: Update) -> None:
+        self.fuse.deed()
+        self.world.check.trained(update)
+        self.outbox.put(id, update.assignment, update.encode())
+        self.fuse.deed()
 
     def _train(self, start: StartTraining) -> None:
         agent, now = self.agent, self.world.clock.now
@@ -183,13 +185,14 @@ class DeviceParty:
         self.world.check.started(self.name, start, now)
 
         def done() -> None:
-            if self.agent is not agent:
+            if self.agent is not agent or self._ends.pop(start.assignment.id, None) is None:
                 return
             update = stand_in_update(self.name, self.boot, start, self.world.cut, share, self.windows)
             late = "the time allowed was over before the first step"
             id = start.assignment.id
             self.tell(TrainingDone(id, update) if update.blocks else TrainingFailed(id, late))
 
+        self._ends = {start.assignment.id: done}
         self.world.clock(wanted * share, done)
 
     # -- what happens to a device -----------------------------------------------------------------------

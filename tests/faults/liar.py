@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.events import Keep
 from protocol.chunks import split
 from protocol.messages import BlockWork, Tensor, Update
 from tests.faults.device_party import DeviceParty
@@ -19,11 +18,10 @@ class LyingParty(DeviceParty):
 
     last: Update | None = None
 
-    def _do(self, action: Any) -> None:
-        if isinstance(action, Keep) and self.random.random() < 0.5:
-            action = Keep(self.twisted(action.update))
-            self.last = action.update
-        super()._do(action)
+    def _keep(self, id: str, update: Update) -> None:
+        if self.random.random() < 0.5:
+            update = self.last = self.twisted(update)
+        self.outbox.put(id, update.assignment, update.encode())
 
     def twisted(self, update: Update) -> Update:
         """The update with one thing wrong."""

@@ -10,10 +10,9 @@ import zlib
 
 import numpy as np
 
-from device_runtime.agent import update_id
 from device_runtime.events import StartTraining
 from models.partition import Partition, Vector
-from protocol.messages import BlockWork, Tensor, Update
+from protocol.messages import BlockWork, Tensor, Update, update_id
 
 
 def stand_in_change(device: str, assignment: str, block: str, steps: int, base: Vector) -> Vector:

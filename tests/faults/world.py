@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coordinator.rounds import Pace
@@ -45,6 +45,22 @@ class Verdict:
     counts: dict[str, int]
 
 
+class Network(FaultyTransport):
+    """Loses messages on their way to subscribers, but nothing retained on its way to the broker: of QoS 1 a broker has
+    what it acknowledged, and what it did not acknowledge before a cut is published again after it."""
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry: int | None = None
+    ) -> None:
+        before = self.faults
+        if retain:
+            self.faults = replace(before, drop=0.0)
+        try:
+            super().publish(topic, payload, qos=qos, retain=retain, expiry=expiry)
+        finally:
+            self.faults = before
+
+
 class World:
     """Everything there is. `said` gets a line for everything that happens when it is given."""
 
@@ -80,6 +96,7 @@ class World:
         self.devices = [self._device(n, folder, draw) for n in range(draw.randint(5, 7))]
         self.liar: LyingParty = self.devices[0]  # type: ignore[assignment]
         self.calm_since: float | None = None
+        self._rounds_at_calm = 0
         self.clock(0.0, self.coordinator.start)
         for device in self.devices:
             self.clock(draw.uniform(0.0, 3.0), device.start)
@@ -100,7 +117,7 @@ class World:
         """A connection of its own for every life."""
         faults = self.weather if self.calm_since is None else CALM
         seed = zlib.crc32(f"{self.seed} {name} {life}".encode())
-        return FaultyTransport(MemoryTransport(self.broker, name), faults, seed=seed, schedule=self.clock)
+        return Network(MemoryTransport(self.broker, name), faults, seed=seed, schedule=self.clock)
 
     def random_crash_while_resuming(self, draw: random.Random) -> bool:
         return self.calm_since is None and draw.random() < self._crashes_while_resuming
@@ -118,7 +135,7 @@ class World:
 
     def calm(self) -> None:
         """Nothing breaks any more: from here on everything must come right by itself."""
-        self.calm_since = self.clock.now
+        self.calm_since, self._rounds_at_calm = self.clock.now, len(self.check.complete)
         self.weather = CALM
         self.coordinator.disk.full = False
         self.coordinator.fuse.left = None
@@ -164,16 +181,12 @@ class World:
     def _done(self) -> bool:
         if self.calm_since is None or self.check.round < ROUNDS:
             return False
-        return any(self.honest <= who for who in self.check.participants[self._rounds_at_calm() :])
-
-    def _rounds_at_calm(self) -> int:
-        if not hasattr(self, "_at_calm"):
-            self._at_calm = len(self.check.participants)
-        return self._at_calm
+        return any(self.check.complete[self._rounds_at_calm :])
 
     def _lacking(self) -> str:
-        lately = self.check.participants[-1] if self.check.participants else set()
-        return f"round {self.check.round}, in the last one were {sorted(lately)} of {sorted(self.honest)}"
+        lately = sorted(self.check.updates.get(self.check.round, {}))
+        asked = sorted(self.check.opened.get(self.check.round, {}))
+        return f"in round {self.check.round} were {lately} of {asked}, honest are {sorted(self.honest)}"
 
     def _close(self) -> None:
         life = self.coordinator.life
