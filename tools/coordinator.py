@@ -14,7 +14,8 @@ from coordinator.service import Coordinator
 from coordinator.strategies import strategy
 from models.partition import Vector
 from models.spec import Mode, ModelSpec
-from protocol.mqtt import MqttTransport
+from protocol.connection import connection
+from protocol.memory import MemoryBroker
 from tools.configuration import EvaluationConfig, File, dataset, read
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def run(
         raise typer.Exit(1)
 
 
-def build(file: File) -> Coordinator:
-    """A coordinator as the file describes it, over two MQTT connections of their own identities."""
+def build(file: File, memory: MemoryBroker | None = None) -> Coordinator:
+    """A coordinator as the file describes it, over two connections of their own identities."""
     c = file.coordinator
     spec = file.model.spec(dataset(file.model.dataset))
     method = strategy(c.strategy)(spec, c.settings())
@@ -63,8 +64,8 @@ def build(file: File) -> Coordinator:
         strategy=method,
         pace=c.pace(),
         folder=c.folder,
-        control=MqttTransport(file.broker, "coordinator-control"),
-        bulk=MqttTransport(file.broker, "coordinator-bulk"),
+        control=connection(file.broker, "coordinator-control", memory),
+        bulk=connection(file.broker, "coordinator-bulk", memory),
         start=start,
         base=base,
         scales=scales,

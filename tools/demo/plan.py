@@ -71,13 +71,13 @@ def plan(found: Found, asked: str) -> Plan:
     return Plan(asked if found.path else "synthetic", found.note, tuple(named), tuple(held_out), rare)
 
 
-def configuration(demo: Plan, folder: Path, port: int, strategy: str, rounds: int, *, seed: int = 0) -> str:
-    """The whole fleet as one TOML file; `folder` is where this run's record goes."""
+def configuration(demo: Plan, folder: Path, port: int | None, strategy: str, rounds: int, *, seed: int = 0) -> str:
+    """The whole fleet as one TOML file; `folder` is where this run's record goes. Without a port: in memory."""
     lines = [
         'fleet = "demo"',
         "",
         "[broker]",
-        f"port = {port}",
+        f"port = {port}" if port else 'transport = "memory"',
         "",
         "[model]",
         f'dataset = "{demo.dataset}"',
@@ -113,7 +113,7 @@ def configuration(demo: Plan, folder: Path, port: int, strategy: str, rounds: in
             f'tier = "{d.tier}"',
             f"modalities = {_list(d.modalities)}",
             f'state = "{folder.parent / "state"}"',
-            f"quota = {QUOTAS[d.tier]}",
+            f"quota = {QUOTAS[d.tier] if port else 0}",
             f"watts = {WATTS[d.tier]}",
             "telemetry = 0",
             "[device.source]",

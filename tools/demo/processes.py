@@ -31,7 +31,15 @@ class Processes:
     ) -> None:
         self.stop(*list(self._running))
 
-    def start(self, name: str, *arguments: str) -> None:
+    def device(self, id: str, file: Path) -> None:
+        """Start a device process."""
+        self._start(id, "device", "run", "--config", str(file), "--device", id)
+
+    def coordinator(self, name: str, file: Path) -> None:
+        """Start a coordinator process."""
+        self._start(name, "coordinator", "run", "--config", str(file))
+
+    def _start(self, name: str, *arguments: str) -> None:
         """Run `relief ARGUMENTS`; Ctrl-C on the terminal reaches only us, and we end it."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(

@@ -14,11 +14,15 @@ from rich.live import Live
 
 from broker_config.launcher import Broker, BrokerFailed
 from protocol.config import BrokerConfig
+from protocol.memory import MemoryTransport
 from protocol.mqtt import MqttTransport
-from sensors.locate import NAMES, find
+from protocol.transport import Transport
+from sensors.locate import NAMES
 from tools.demo.plan import QUOTAS, Plan, configuration, plan
 from tools.demo.processes import Processes
+from tools.demo.recordings import recordings
 from tools.demo.report import Run, picture, show
+from tools.demo.threads import Threads
 from tools.panels import fleet_panel
 from tools.watch import Watch
 
@@ -43,14 +47,11 @@ def demo(
     except KeyboardInterrupt:
         console.print("stopped: every process of the demo has ended")
         raise typer.Exit(130) from None
-    except BrokerFailed as error:
-        console.print(f"[red]no broker:[/] {error}")
-        raise typer.Exit(1) from None
 
 
 def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int) -> None:
     folder.mkdir(parents=True)
-    demo = plan(find(data), data)
+    demo = plan(recordings(data, folder / "data"), data)
     console.print(f"Recordings: {demo.note}")
     for subject in dict.fromkeys(d.subject for d in demo.devices):
         worn = ", ".join(d.id for d in demo.devices if d.subject == subject)
@@ -58,46 +59,73 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int) -> 
     console.print(f"  held out: subjects {', '.join(demo.held_out)}; rare modality: {demo.rare}")
     quotas = ", ".join(f"{tier} {quota:g}" for tier, quota in QUOTAS.items())
     console.print(f"Tiers, as shares of one CPU core: {quotas}\nRun folder: {folder}")
-    with Broker() as broker, Processes(folder / "logs") as processes:
-        console.print(f"Broker: {broker.mosquitto.program} on port {broker.port}")
-        watch = Watch("demo", MqttTransport(BrokerConfig(port=broker.port), "operator-demo-display"))
-        with watch:
-            files = {
-                method: _write(demo, folder, broker.port, method, count, seed)
-                for method, count in (("relief", rounds), ("fedavg", 0))
-            }
-            for device in demo.devices:
-                processes.start(device.id, "device", "run", "--config", str(files["relief"]), "--device", device.id)
-            relief = _run(console, processes, watch, folder, "relief", files["relief"])
-            best = relief.final("held_out")
-            fedavg = _run(console, processes, watch, folder, "fedavg", files["fedavg"], target=best)
-            processes.stop(*(d.id for d in demo.devices))
+    try:
+        with Broker() as broker, Processes(folder / "logs") as processes:
+            console.print(f"Broker: {broker.mosquitto.program} on port {broker.port}", highlight=False)
+            view = MqttTransport(BrokerConfig(port=broker.port), "operator-demo-display")
+            relief, fedavg = _both(console, processes, view, demo, folder, rounds, seed, broker.port)
+    except BrokerFailed as error:
+        console.print(f"[yellow]No Mosquitto here ({error}).[/]")
+        console.print("All parties run in this process over the in-memory transport instead, without CPU shares.")
+        with Threads(folder / "logs") as threads:
+            view_in = MemoryTransport(threads.memory, "operator-demo-display")
+            relief, fedavg = _both(console, threads, view_in, demo, folder, rounds, seed, None)
     headline = show(console, demo, relief, fedavg, _shares(folder / "logs", demo))
     picture(folder / "demo.png", demo, (relief, fedavg))
     console.print(f"Picture: {folder / 'demo.png'}", highlight=False)
     console.print(headline, style="bold")
 
 
-def _write(demo: Plan, folder: Path, port: int, method: str, rounds: int, seed: int) -> Path:
+def _both(
+    console: Console,
+    parties: Processes | Threads,
+    view: Transport,
+    demo: Plan,
+    folder: Path,
+    rounds: int,
+    seed: int,
+    port: int | None,
+) -> tuple[Run, Run]:
+    """RELIEF, then FedAvg, on the same devices."""
+    files = {
+        method: _write(demo, folder, port, method, count, seed) for method, count in (("relief", rounds), ("fedavg", 0))
+    }
+    with Watch("demo", view) as watch:
+        for device in demo.devices:
+            parties.device(device.id, files["relief"])
+        relief = _run(console, parties, watch, folder, "relief", files["relief"])
+        best = relief.final("held_out")
+        fedavg = _run(console, parties, watch, folder, "fedavg", files["fedavg"], target=best)
+        parties.stop(*(d.id for d in demo.devices))
+    return relief, fedavg
+
+
+def _write(demo: Plan, folder: Path, port: int | None, method: str, rounds: int, seed: int) -> Path:
     path = folder / f"{method}.toml"
     path.write_text(configuration(demo, (folder / method).resolve(), port, method, rounds, seed=seed))
     return path
 
 
 def _run(
-    console: Console, processes: Processes, watch: Watch, folder: Path, method: str, file: Path, target: float = 2.0
+    console: Console,
+    parties: Processes | Threads,
+    watch: Watch,
+    folder: Path,
+    method: str,
+    file: Path,
+    target: float = 2.0,
 ) -> Run:
     """One method until its rounds are done; FedAvg for FEDAVG_SECONDS or until its held-out F1 reaches `target`."""
     title = {"relief": "RELIEF", "fedavg": "FedAvg"}[method]
     name = f"coordinator-{method}"
-    processes.start(name, "coordinator", "run", "--config", str(file))
+    parties.coordinator(name, file)
     began = time.monotonic()
     first: float | None = None
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         live.update(f"{title}: starting coordinator and devices")
-        while not processes.ended(name):
+        while not parties.ended(name):
             summary = watch.next(0.5)
-            if fallen := processes.fallen():
+            if fallen := parties.fallen():
                 raise typer.BadParameter(fallen)
             now = time.monotonic()
             if summary and summary["strategy"] == method:
@@ -108,10 +136,10 @@ def _run(
                 if method == "fedavg" and first and (now - first > FEDAVG_SECONDS or good):
                     break
             elif first is None and now - began > START_SECONDS:
-                raise typer.BadParameter(f"nothing began within {START_SECONDS:.0f} s; see {processes.folder}")
+                raise typer.BadParameter(f"nothing began within {START_SECONDS:.0f} s; see {parties.folder}")
             if method == "fedavg" and first and now - first > FEDAVG_SECONDS:
                 break
-    processes.stop(name)
+    parties.stop(name)
     run = Run.read(title, folder / method)
     console.print(
         f"{title}: {len(run.rounds)} rounds in {run.seconds:.0f} s, F1 in-subject {run.final('in_subject'):.3f}, "
