@@ -119,4 +119,5 @@ def _apart(windows: Windows, rows: npt.NDArray[np.int64], begin: int, end: int) 
     mine = rows[begin:end]
     if begin == 0 or not len(mine):
         return mine
-    return mine[windows.position[mine] >= windows.stop[rows[begin - 1]] - 1e-6]
+    kept: npt.NDArray[np.int64] = mine[windows.position[mine] >= windows.stop[rows[begin - 1]] - 1e-6]
+    return kept
