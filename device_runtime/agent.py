@@ -197,6 +197,7 @@ class Agent:
         if fresh:
             # Another life of the coordinator may number its assignments anew; what we still keep, it shall get.
             self._done = OrderedDict((a, u) for a, u in self._done.items() if u in self._backlog)
+            self._newest = (event.epoch, 0)
             actions += self._forget_stale(event.epoch)
         return actions
 

@@ -17,9 +17,20 @@ WINDOWS, STEPS = 32, 4
 
 
 def measure(
-    spec: ModelSpec, owned: Sequence[str], *, seconds: float = 1.0, batch: int = 16, stop: Callable[[], bool]
+    spec: ModelSpec,
+    owned: Sequence[str],
+    *,
+    share: float = 1.0,
+    seconds: float = 0.1,
+    patience: float = 3.0,
+    batch: int = 16,
+    stop: Callable[[], bool],
 ) -> dict[str, BlockTime]:
-    """Times of every owned block and the shared one, over at least `seconds` of wall time (several quota periods)."""
+    """Times of every owned block and the shared one, from `seconds` of computing, `patience` seconds at most.
+
+    At birth sensors start and blocks arrive, so wall time would blame training for them: it is computing time, divided
+    by the share of a core that this process may use.
+    """
     torch.set_num_threads(1)
     network, draw = Network(spec), torch.Generator().manual_seed(0)
     x = {
@@ -31,11 +42,14 @@ def measure(
     local, steps = Local(lr=1e-6, batch=batch), dict.fromkeys((*owned, SHARED), STEPS)
     train(network, x, y, steps, local, device="profile", round=0)  # warms allocator and caches
     sums = {b: BlockTime() for b in (*owned, SHARED)}
-    begin, n = time.monotonic(), 0
-    while time.monotonic() - begin < seconds and not stop():
+    begin, busy, n = time.monotonic(), 0.0, 0
+    while busy < seconds and time.monotonic() - begin < patience and not stop():
         n += 1
-        for block, t in train(network, x, y, steps, local, device="profile", round=n).times.items():
+        run = train(network, x, y, steps, local, device="profile", round=n)
+        busy += run.busy
+        scale = run.busy / run.wall / share
+        for block, t in run.times.items():
             s = sums[block]
-            s.forward, s.backward = s.forward + t.forward, s.backward + t.backward
+            s.forward, s.backward = s.forward + t.forward * scale, s.backward + t.backward * scale
             s.encoded, s.trained = s.encoded + t.encoded, s.trained + t.trained
     return sums

@@ -16,7 +16,7 @@ from models.local import Local
 from models.spec import SHARED, Mode, ModelSpec
 from protocol.messages import BlockSpeed
 
-WEIGHT = 0.4  # of the newest round in the running estimate
+FADE = 0.6  # what a round still weighs after the next one
 RECENT = 20  # rounds whose prediction errors are kept
 
 
@@ -42,21 +42,38 @@ class Outcome:
         return abs(self.predicted - self.measured) / self.measured if self.measured > 0 else 0.0
 
 
+@dataclass
+class _Sums:
+    """Seconds and windows of past rounds, older ones fading: a short, noisy round moves the quotient little."""
+
+    seconds: float = 0.0
+    windows: float = 0.0
+
+    def add(self, seconds: float, windows: int) -> None:
+        if windows > 0:
+            self.seconds, self.windows = FADE * self.seconds + seconds, FADE * self.windows + windows
+
+    @property
+    def each(self) -> float:
+        return self.seconds / self.windows if self.windows else 0.0
+
+
 class Profile:
     """The running estimate, and how well it predicted the rounds so far."""
 
-    def __init__(self, speed: Mapping[str, BlockSpeed] | None = None) -> None:
-        self.speed: dict[str, BlockSpeed] = dict(speed or {})
+    def __init__(self) -> None:
+        self.speed: dict[str, BlockSpeed] = {}
         self.outcomes: deque[Outcome] = deque(maxlen=RECENT)
+        self._forward: dict[str, _Sums] = {}
+        self._backward: dict[str, _Sums] = {}
 
-    def observe(self, times: Mapping[str, Time], weight: float = WEIGHT) -> None:
-        """Take a round's measured seconds into the estimate."""
+    def observe(self, times: Mapping[str, Time]) -> None:
+        """Take measured seconds into the estimate."""
         for block, t in times.items():
-            before = self.speed.get(block)
-            self.speed[block] = BlockSpeed(
-                forward=_mixed(before.forward if before else 0.0, t.forward, t.encoded, weight),
-                backward=_mixed(before.backward if before else 0.0, t.backward, t.trained, weight),
-            )
+            forward, backward = self._forward.setdefault(block, _Sums()), self._backward.setdefault(block, _Sums())
+            forward.add(t.forward, t.encoded)
+            backward.add(t.backward, t.trained)
+            self.speed[block] = BlockSpeed(forward=forward.each, backward=backward.each)
 
     def seconds(
         self,
@@ -100,10 +117,3 @@ class Profile:
     def median_error(self) -> float:
         """Of the last rounds, relative; 0 before the first."""
         return median(o.error for o in self.outcomes) if self.outcomes else 0.0
-
-
-def _mixed(before: float, seconds: float, windows: int, weight: float) -> float:
-    if windows <= 0:
-        return before
-    now = seconds / windows
-    return now if before == 0.0 else (1 - weight) * before + weight * now

@@ -76,7 +76,8 @@ class Runtime:
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._joules = ConfiguredWatts(self.config.watts, time.monotonic)
         trains = self.config.train and torch_is_here()
-        self.worker = Worker(self.config.id, self.boot, self._queue.put, self._joules) if trains else None
+        share = min(1.0, self.config.quota or 1.0)  # training runs on one thread
+        self.worker = Worker(self.config.id, self.boot, self._queue.put, self._joules, share) if trains else None
         birth = Status(
             online=True,
             boot=self.boot,

@@ -83,10 +83,14 @@ class Stopwatch:
         yield
         self._share(self._clock() - begin, active, lambda c: c.bytes)
 
+    @property
+    def busy(self) -> float:
+        """Seconds on the clock so far: CPU time where that is what it reads."""
+        return sum(t.forward + t.backward for t in self.times.values())
+
     def settle(self, wall: float) -> dict[str, BlockTime]:
         """Times of the blocks that did anything, scaled so that together they are `wall` seconds."""
-        total = sum(t.forward + t.backward for t in self.times.values())
-        scale = wall / total if total > 0 else 0.0
+        scale = wall / self.busy if self.busy > 0 else 0.0
         for t in self.times.values():
             t.forward, t.backward = t.forward * scale, t.backward * scale
         return {b: t for b, t in self.times.items() if t.encoded or t.trained}

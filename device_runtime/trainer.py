@@ -39,6 +39,7 @@ class Trained:
     seconds   wall seconds per block; `times` has them apart, per window, forward and backward
     wall      wall seconds of all of it
     computed  windows that went through each encoder
+    busy      seconds of computing as the clock of the measurement saw it: CPU seconds on one thread
     """
 
     deltas: dict[str, Vector]
@@ -49,6 +50,7 @@ class Trained:
     partial: bool
     times: dict[str, BlockTime] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
+    busy: float = 0.0
 
 
 def never() -> bool:
@@ -90,10 +92,10 @@ def train(
             break
         run.step(t)
     wall = time.perf_counter() - started
-    times = run.watch.settle(wall)
+    busy, times = run.watch.busy, run.watch.settle(wall)
     computed = {m: run.encoded[m] + run.cache[m].computed - computed_before.get(m, 0) for m in run.present}
     seconds = {b: times[b].forward + times[b].backward for b in times}
-    return Trained(run.deltas(), run.taken(), run.loss(), seconds, wall, partial, times, computed)
+    return Trained(run.deltas(), run.taken(), run.loss(), seconds, wall, partial, times, computed, busy)
 
 
 class _Run:

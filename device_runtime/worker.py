@@ -46,9 +46,15 @@ def prepare() -> None:
 
 
 class Worker:
-    """Trains in a thread of its own. `say` takes the resulting events and only enqueues."""
+    """Trains in a thread of its own. `say` takes the resulting events and only enqueues.
 
-    def __init__(self, device: str, boot: str, say: Callable[[Event], None], joules: Joules) -> None:
+    share   of one core that this process may use
+    """
+
+    def __init__(
+        self, device: str, boot: str, say: Callable[[Event], None], joules: Joules, share: float = 1.0
+    ) -> None:
+        self._share = share
         self.profile = Profile()
         self.last: Outcome | None = None
         self.wire = Wire()
@@ -100,7 +106,7 @@ class Worker:
         self.profile = Profile()
         here = [m for m in spec.names if m in owned]
         if here:
-            self.profile.observe(measure(spec, here, stop=lambda: self._closing))
+            self.profile.observe(measure(spec, here, share=self._share, stop=lambda: self._closing))
             self._say(Profiled(dict(self.profile.speed)))
 
     def _train(self, start: StartTraining, windows: Labelled) -> None:
@@ -115,6 +121,7 @@ class Worker:
                 self._say(TrainingFailed(a.id, late))
             else:
                 self._say(TrainingDone(a.id, self._update(start, trained, len(windows))))
+                self._say(Profiled(dict(self.profile.speed)))
         except (TrainingError, ValueError) as error:
             self._say(TrainingFailed(a.id, str(error)))
         except Exception as error:  # whatever torch raises must not end the thread: the device declines and lives on
