@@ -178,6 +178,8 @@ class MqttTransport:
             self._window = None
             _hang_up(client)
         told, ours = tls.explain(self._config, trouble.last)
+        if not told and self._network is None and not self._closing.is_set():
+            told, ours = tls.suspect(self._config)
         if told:
             return (NOT_AUTHORISED if ours else 0), told
         code, reason = self._end or (0, "the connection ended")

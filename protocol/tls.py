@@ -26,11 +26,23 @@ _ALERTS = {
 }
 
 
+class _ClosedOnFailure(ssl.SSLSocket):
+    """paho forgets a socket whose handshake fails."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def client_context(config: BrokerConfig) -> ssl.SSLContext | None:
     """TLS 1.2 at least, the broker verified; None where the configuration names no CA. OSError for unusable files."""
     if config.ca is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = _ClosedOnFailure
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(config.ca)
     if config.cert is not None and config.key is not None:
@@ -66,6 +78,17 @@ def explain(config: BrokerConfig, error: str) -> tuple[str, bool]:
             when = _since(config.cert)
             return f"{_ours(config)} {what}{when}: run `relief broker renew` or `rotate` for this identity", True
     return "", False
+
+
+def suspect(config: BrokerConfig) -> tuple[str, bool]:
+    """What to say where the broker hung up before its CONNACK: its alert may be lost with the connection. And whether
+    our own certificate is to blame for sure. Empty without one."""
+    if config.cert is None:
+        return "", False
+    until = decoded(config.cert).get("notAfter")
+    if until is not None and ssl.cert_time_to_seconds(until) < time.time():
+        return explain(config, "certificate_expired")
+    return f"the broker at {config.where} hung up before it answered; it may not accept {_ours(config)}", False
 
 
 def _ours(config: BrokerConfig) -> str:

@@ -161,12 +161,12 @@ def up(
     """Run the broker in the foreground until Ctrl-C: the folder's, or an open one on loopback."""
     with _one_line_errors():
         broker = Broker(port=port or 1883) if where is None else secure(Directory.open(where), port)
+        stop = threading.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: stop.set())
         with broker:
             kind = "loopback, anybody may do anything" if where is None else "mTLS, access by certificate"
             typer.echo(f"Mosquitto {broker.mosquitto.program} (process {broker.pid}) on port {broker.port}: {kind}")
-            stop = threading.Event()
-            for name in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(name, lambda *_: stop.set())
             while not stop.wait(0.5):
                 if not broker.running:
                     raise BrokerFailed(f"Mosquitto ended by itself:\n{broker.log}")
