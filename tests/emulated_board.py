@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+NAMESPACES = Path("/proc/self/ns/mnt").exists()
 _ROOT = hasattr(os, "getuid") and os.getuid() == 0
 
 
@@ -110,12 +111,11 @@ def write_board(root: Path, chips: tuple[Chip, ...]) -> None:
 
 
 class Namespace:
-    """A mount namespace with the board's tree in it. `prefix` runs a command inside."""
+    """A mount namespace with this tree as its /sys. `prefix` runs a command inside."""
 
-    def __init__(self, folder: Path, chips: tuple[Chip, ...]) -> None:
-        self.sys = folder / "sys"
+    def __init__(self, folder: Path, sys_tree: Path) -> None:
+        self.sys = sys_tree
         self.bin = folder / "bin"
-        write_board(self.sys, chips)
         self.bin.mkdir()
         (self.bin / "nvpmodel").write_text(_NVPMODEL)
         (self.bin / "nvpmodel").chmod(0o755)
@@ -218,12 +218,20 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15.0, lo
 
 
 @contextlib.contextmanager
-def emulated(folder: Path, board: str) -> Iterator[Namespace]:
-    """The namespace of a board, gone again at the end. Skips where it cannot be made."""
-    if not Path("/proc/self/ns/mnt").exists():
+def entered(folder: Path, sys_tree: Path) -> Iterator[Namespace]:
+    """A namespace over a tree, gone again at the end. Skips where it cannot be made."""
+    if not NAMESPACES:
         pytest.skip("mount namespaces exist on Linux only")
-    namespace = Namespace(folder, BOARDS[board])
+    namespace = Namespace(folder, sys_tree)
     try:
         yield namespace
     finally:
         namespace.close()
+
+
+@contextlib.contextmanager
+def emulated(folder: Path, board: str) -> Iterator[Namespace]:
+    """The namespace of a board."""
+    write_board(folder / "sys", BOARDS[board])
+    with entered(folder, folder / "sys") as namespace:
+        yield namespace

@@ -1,0 +1,207 @@
+"""A device's own sensors as one source: each read in a thread of its own, on one grid, watched over.
+
+A sensor that says nothing for `stall_s` or fails is absent until it delivers again; a failed one is made and opened
+anew with growing pauses. The others never wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import numpy as np
+
+from sensors.recording import DataError, Modality
+from sensors.resample import Resampler
+from sensors.stream import Samples, Source
+
+_WAITING = 1000  # pieces that may wait to be read; beyond, the oldest go and are counted
+_LOOK = 0.5  # seconds between two looks at a silent sensor
+
+
+class State(str, Enum):
+    """What a sensor is doing."""
+
+    STARTING = "starting"
+    OK = "ok"
+    STALLED = "stalled"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a modality's sensor does: `reason` of a failure, `gaps` and `late` samples so far, times it was `lost`."""
+
+    state: State = State.STARTING
+    reason: str = ""
+    gaps: int = 0
+    late: int = 0
+    lost: int = 0
+
+
+@dataclass
+class _Sensor:
+    """One physical source and the modalities it feeds."""
+
+    make: Callable[[], Source]
+    source: Source
+    resamplers: dict[str, Resampler] = field(default_factory=dict)
+    heard: float = 0.0  # monotonic time of the last sample
+
+
+class LiveSource:
+    """Sensors together as one Source at `rate_hz`.
+
+    sensors    how to make each source; made once now, to know its modalities, and again after a failure
+    changed    called from a sensor's thread whenever a modality comes or goes; must only enqueue
+    stall_s    seconds of silence, at least five of the sensor's periods, until a sensor counts as absent
+    retry_s    first and longest pause before a failed sensor is opened again
+    """
+
+    def __init__(
+        self,
+        sensors: Sequence[Callable[[], Source]],
+        rate_hz: float,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        stall_s: float = 3.0,
+        retry_s: tuple[float, float] = (1.0, 30.0),
+    ) -> None:
+        self.dropped = 0
+        self._sensors = [_Sensor(make, make()) for make in sensors]
+        native = [m for sensor in self._sensors for m in sensor.source.modalities]
+        names = [m.name for m in native]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"sensors: every modality needs exactly one sensor; got {names}")
+        self.modalities: tuple[Modality, ...] = tuple(replace(m, rate_hz=rate_hz) for m in native)
+        self._rate, self._stall, self._retry = rate_hz, stall_s, retry_s
+        self._changed = changed
+        self._health = {name: Health() for name in names}
+        self._lock = threading.Lock()
+        self._pieces: queue.Queue[Samples | None] = queue.Queue(_WAITING)
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # -- a source --------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start all sensors; one that is not there yet is waited for, so this raises nothing."""
+        for n, sensor in enumerate(self._sensors):
+            self._threads.append(threading.Thread(target=self._run, args=(sensor,), name=f"sensor-{n}", daemon=True))
+            self._threads[-1].start()
+
+    def read(self, timeout: float | None = None) -> Samples | None:
+        """The next piece of any modality, on the grid."""
+        if self._closing.is_set():
+            return None
+        try:
+            return self._pieces.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    @property
+    def ended(self) -> bool:
+        return self._closing.is_set()
+
+    def close(self) -> None:
+        self._closing.set()
+        for sensor in self._sensors:
+            sensor.source.close()
+        self._put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(2.0)
+
+    # -- health ----------------------------------------------------------------------------------
+
+    @property
+    def present(self) -> tuple[Modality, ...]:
+        """The modalities whose sensors deliver now."""
+        with self._lock:
+            return tuple(m for m in self.modalities if self._health[m.name].state is State.OK)
+
+    @property
+    def health(self) -> Mapping[str, Health]:
+        """Modality -> how its sensor does."""
+        with self._lock:
+            return dict(self._health)
+
+    def _note(self, sensor: _Sensor, state: State, reason: str = "", names: Sequence[str] = ()) -> None:
+        moved = False
+        with self._lock:
+            for name in names or [m.name for m in sensor.source.modalities]:
+                before, resampler = self._health[name], sensor.resamplers.get(name)
+                gaps, late = (resampler.gaps, resampler.late) if resampler else (before.gaps, before.late)
+                left = before.state is State.OK and state is not State.OK
+                self._health[name] = Health(state, reason, gaps, late, before.lost + left)
+                moved |= left or (before.state is not State.OK and state is State.OK)
+        if moved:
+            self._changed()
+
+    # -- a sensor's thread -----------------------------------------------------------------------
+
+    def _run(self, sensor: _Sensor) -> None:
+        pause = self._retry[0]
+        while not self._closing.is_set():
+            sensor.heard = 0.0
+            try:
+                self._listen(sensor)
+                reason = "it ended"
+            except (OSError, DataError, ValueError) as error:
+                reason = str(error)
+            if self._closing.is_set():
+                break
+            self._note(sensor, State.DEAD, reason)
+            with contextlib.suppress(OSError):
+                sensor.source.close()
+            pause = self._retry[0] if sensor.heard else min(2 * pause, self._retry[1])
+            self._closing.wait(pause)
+            sensor.source = sensor.make()
+        with contextlib.suppress(OSError):
+            sensor.source.close()
+
+    def _listen(self, sensor: _Sensor) -> None:
+        source = sensor.source
+        source.open()
+        sensor.resamplers = {m.name: Resampler(self._rate, m.rate_hz or self._rate) for m in source.modalities}
+        slowest = min((m.rate_hz for m in source.modalities if m.rate_hz), default=self._rate)
+        patience, since = max(self._stall, 5 / slowest), time.monotonic()
+        while not self._closing.is_set() and not source.ended:
+            samples = source.read(_LOOK)
+            now = time.monotonic()
+            if samples is not None and len(samples):
+                since = sensor.heard = now
+                self._take(sensor, samples)
+            elif now - since > patience:
+                self._note(sensor, State.STALLED, f"nothing for {now - since:.0f} s")
+
+    def _take(self, sensor: _Sensor, samples: Samples) -> None:
+        times = samples.time + np.arange(len(samples)) / samples.rate_hz
+        for name, stream in samples.streams.items():
+            resampler = sensor.resamplers.get(name)
+            if resampler is None:
+                continue
+            if self._health[name].state is not State.OK:
+                resampler.reset()
+            for tick, values in resampler.push(times, stream):
+                labels = samples.labels
+                if len(labels):
+                    nearest = np.round((np.arange(tick, tick + len(values)) / self._rate - times[0]) * samples.rate_hz)
+                    labels = labels[np.clip(nearest.astype(int), 0, len(labels) - 1)]
+                self._put(Samples(tick / self._rate, self._rate, {name: values}, labels))
+        self._note(sensor, State.OK, names=list(samples.streams))
+
+    def _put(self, samples: Samples | None) -> None:
+        while True:
+            try:
+                self._pieces.put_nowait(samples)
+                return
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._pieces.get_nowait()
+                    self.dropped += 1
