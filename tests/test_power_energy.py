@@ -14,7 +14,6 @@ from device_runtime.power import (
     Allowance,
     Energy,
     Meter,
-    MeteredJoules,
     PowerError,
     RaplMonitor,
     Sample,
@@ -149,24 +148,6 @@ def test_rapl_energy_is_exact_whatever_the_sampling(tmp_path: Path) -> None:
     wait_for(lambda: meter.latest() is not None and meter.latest().watts == 0, "the counter to rest")  # type: ignore[union-attr]
     assert meter.since(mark).joules == pytest.approx(2.900001, abs=0.01)
     meter.stop()
-
-
-def test_a_rounds_joules_are_those_above_idle_since_its_allowance_began(metered: Callable[..., Meter]) -> None:
-    meter = metered(Ramp(lambda s: 12.0), idle_watts=4.0)
-    wait_for(lambda: meter.latest() is not None, "the first sample")
-    time.sleep(0.3)
-    joules = MeteredJoules(meter)
-    limited = joules.allowance(2.4)
-    assert not joules.allowance(0.0)() and not limited()
-    began = time.monotonic()
-    time.sleep(0.2)
-    spent = joules.spent({"hand": 0.1})
-    seconds = time.monotonic() - began
-    assert spent.source == "ina3221"
-    assert spent.total == pytest.approx(8.0 * seconds, rel=0.1)
-    assert spent.blocks == {"hand": pytest.approx(0.8, rel=0.1)}
-    time.sleep(0.15)
-    assert limited()
 
 
 def test_joules_per_block_are_shares_of_the_power_above_idle() -> None:

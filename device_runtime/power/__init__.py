@@ -6,7 +6,6 @@ from device_runtime.power.estimate import EstimateMonitor
 from device_runtime.power.jtop_monitor import JtopMonitor
 from device_runtime.power.monitor import Found, Monitor, PowerError, Sample
 from device_runtime.power.rapl import RaplMonitor
-from device_runtime.power.rounds import MeteredJoules
 from device_runtime.power.search import ORDER, find
 from device_runtime.power.sysfs import SysfsMonitor
 
@@ -21,7 +20,6 @@ __all__ = [
     "Limits",
     "Mark",
     "Meter",
-    "MeteredJoules",
     "Monitor",
     "PowerError",
     "RaplMonitor",
