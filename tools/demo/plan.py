@@ -92,6 +92,7 @@ def configuration(demo: Plan, folder: Path, port: int | None, strategy: str, rou
         "",
         "[coordinator.training]",
         f"seed = {seed}",
+        "clip = 2.0",  # without it zero-filled FedAvg can collapse at this learning rate
         f"dropout = {0.3 if strategy == 'relief' else 0.0}",
         "",
         "[evaluation]",

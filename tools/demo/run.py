@@ -153,7 +153,8 @@ def _shares(logs: Path, demo: Plan) -> dict[str, float]:
     """The CPU share that each device achieved, by its own log."""
     shares = {}
     for d in demo.devices:
-        found = re.findall(r"achieved ([0-9.]+)", (logs / f"{d.id}.log").read_text(errors="replace"))
+        log = logs / f"{d.id}.log"
+        found = re.findall(r"([0-9.]+)% of a core achieved", log.read_text(errors="replace")) if log.exists() else []
         if found:
-            shares[d.id] = float(found[-1])
+            shares[d.id] = float(found[-1]) / 100
     return shares
