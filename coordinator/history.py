@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coordinator.aggregation import Divergence
+from coordinator.estimate import FedAvgRound
 from coordinator.events import UpdateHead
+
+TRAIL = 60  # rounds, and evaluations, that the summary carries: a page that comes late begins with them
 
 
 @dataclass
@@ -20,6 +24,7 @@ class RoundRecord:
     divergence         block -> D' of this round (blocks with at least two trainers)
     joules             sum over devices, from `power` sources; estimates are named as such by the devices
     bytes_up, _down    payloads received, and published once for all subscribers
+    fedavg             estimate of what the same round would have cost under FedAvg: seconds, joules, bytes_up, _down
     """
 
     round: int
@@ -37,6 +42,14 @@ class RoundRecord:
     bytes_down: int
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
     clock: str = "wall"
+    fedavg: dict[str, float] = field(default_factory=dict)
+
+    def brief(self) -> dict[str, Any]:
+        """The round without its devices, as the summary carries it."""
+        kept = asdict(self)
+        for name in ("devices", "clock", "power"):
+            del kept[name]
+        return kept
 
 
 def record(
@@ -48,6 +61,7 @@ def record(
     seen: Mapping[str, tuple[Divergence, float]],
     bytes_up: int,
     bytes_down: int,
+    fedavg: FedAvgRound | None = None,
 ) -> RoundRecord:
     """Condense a round's updates and folds."""
     samples = sum(h.samples for h in heads)
@@ -76,6 +90,7 @@ def record(
             }
             for h in heads
         },
+        fedavg=asdict(fedavg) if fedavg else {},
     )
 
 
@@ -84,6 +99,8 @@ class History:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.trail: deque[dict[str, Any]] = deque(maxlen=TRAIL)  # rounds in brief
+        self.scored: deque[dict[str, Any]] = deque(maxlen=TRAIL)  # evaluations
         self._file = path.open("a", encoding="utf-8")
         self.rounds: int = 0
         self.last: RoundRecord | None = None
@@ -93,11 +110,13 @@ class History:
 
     def round(self, one: RoundRecord) -> None:
         self.last, self.rounds, self.joules = one, self.rounds + 1, self.joules + one.joules
+        self.trail.append(one.brief())
         self._write({"kind": "round", **asdict(one)})
 
     def score(self, round: int, at: float, scores: Mapping[str, float]) -> None:
         """Scores of the blocks after `round`, which was committed `at` seconds after the run began."""
         self.scores, self.scored_round = dict(scores), round
+        self.scored.append({"round": round, "at": at, **scores})
         self._write({"kind": "scores", "round": round, "at": at, **scores})
 
     def _write(self, line: Mapping[str, Any]) -> None:

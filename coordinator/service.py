@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.commit import fold_round
+from coordinator.estimate import FedAvgEstimate
 from coordinator.events import (
     Acknowledge,
     Action,
@@ -69,6 +70,7 @@ log = logging.getLogger("relief.coordinator")
 
 SAY_EVERY = 0.25  # seconds between two summaries at least
 LISTEN_AGAIN = 60.0  # seconds between two looks at all retained births, in case one got lost on its way here
+WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask for
 RETRY_DISK = 2.0  # seconds until a full disk is tried again
 
 
@@ -104,6 +106,7 @@ class Coordinator:
         self.core = Rounds(spec, strategy, pace, scales=dict(scales or {}))
         self.ledger = Ledger(folder, spec)
         self.history = History(folder / "metrics.jsonl")
+        self._fedavg = FedAvgEstimate(spec, strategy.settings)
         self.boot = secrets.token_hex(8)
         self.counts: Counter[str] = Counter()  # what was refused, and why
         self.alarms: dict[str, str] = {}
@@ -288,8 +291,7 @@ class Coordinator:
             log.warning("%s: %s", who, reason)
 
     def _request(self, request: Request) -> None:
-        known = {"pause", "resume", "quarantine", "release"}
-        reply = Reply(id=request.id, ok=request.kind in known)
+        reply = Reply(id=request.id, ok=request.kind in WISHES)
         if reply.ok:
             self._feed(Wish(request.kind, str(request.args.get("device", "")), str(request.args.get("reason", ""))))
         else:
@@ -348,6 +350,7 @@ class Coordinator:
         self._unsaved = True
         self.blocks = {**self.blocks, **done.blocks}
         began, assigned = self.core.began, len(self.core.assignments)
+        fedavg = self._fedavg.round(self.core.registry, self.core.assignments)
         self._updates.clear()
         self._feed(Folded(action.round, done.versions, done.seen))
         self.ledger.forget(action.updates)
@@ -357,7 +360,7 @@ class Coordinator:
         self.history.round(
             record(
                 action.round, began, now, assigned, heads, done.seen,
-                self._bytes_up - up, self._publisher.bytes_down - down,
+                self._bytes_up - up, self._publisher.bytes_down - down, fedavg,
             )
         )  # fmt: skip
         if self._scorer:
@@ -408,7 +411,7 @@ class Coordinator:
             return
         self._say_at, self._said = inf, now
         fields = summary(self.core, self.history, now)
-        fields |= {"alarms": dict(self.alarms), "refused": dict(self.counts)}
+        fields |= {"alarms": dict(self.alarms), "refused": dict(self.counts), "can": list(WISHES)}
         fields |= {"bytes_up": self._bytes_up, "bytes_down": self._publisher.bytes_down}
         core = self.core
         message = RoundSummary(round=core.round, epoch=core.epoch, phase=core.phase.value, fields=fields)

@@ -28,6 +28,8 @@ def summary(core: Rounds, history: History, now: float) -> dict[str, Any]:
         "scored_round": history.scored_round,
         "joules": history.joules,
         "power": list(last.power) if last else [],
+        "trail": list(history.trail),
+        "scored": list(history.scored),
         "devices": {id: _device(core, id) for id in sorted(core.registry.devices)},
     }
 
@@ -46,6 +48,7 @@ def _device(core: Rounds, id: str) -> dict[str, Any]:
         "power": status.power_source,
         "watts": status.watts,
         "rate": status.rate,
+        "since": device.since,
         "round": head.round if head else 0,
         "steps": dict(assignment.steps) if assignment else {},
         "predicted": assignment.predicted_seconds if assignment else 0.0,
