@@ -1,0 +1,168 @@
+"""`relief replay`: recordings played onto sensor topics, for any MQTT client and for our own topic source."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protocol.config import BrokerConfig, Party, load
+from protocol.errors import Congested, Unavailable
+from protocol.topics import check_name
+from protocol.transport import Connected, Event, Lost, Stopped, Transport
+from sensors.locate import NAMES, find
+from sensors.replay import ReplaySource
+from sensors.wire import ABOUT, about, encode
+
+CONNECT_S = 30.0
+CONGESTED_S = 0.005  # pause before a publish that the broker had no room for is tried again
+
+
+@dataclass
+class Played:
+    """What a replay did. `late` has the seconds between when each piece was due and when it was handed over."""
+
+    pieces: int = 0
+    seconds: float = 0.0  # of recording
+    bytes: int = 0
+    late: list[float] = field(default_factory=list)
+
+    def lateness(self, quantile: float) -> float:
+        """Seconds within which that part of the pieces was on time; 0 at full speed, where nothing is ever due."""
+        ordered = sorted(self.late)
+        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] if ordered else 0.0
+
+
+class Config(Party):
+    """What a replay reads of a configuration file."""
+
+    broker: BrokerConfig = BrokerConfig()
+
+
+def publish_all(
+    source: ReplaySource, transport: Transport, prefix: str, activities: Sequence[str], stop: threading.Event
+) -> Played:
+    """Play an unopened source onto <prefix>/<modality> until it ends or `stop` is set. The transport is open."""
+    transport.publish(f"{prefix}/{ABOUT}", about(source.modalities, activities), retain=True)
+    played = Played()
+    source.open()
+    while not source.ended and not stop.is_set():
+        samples = source.read(0.5)
+        if samples is None:
+            continue
+        due = source.due(samples)
+        for modality in samples.streams:
+            payload = encode(samples, modality)
+            played.bytes += len(payload)
+            _publish(transport, f"{prefix}/{modality}", payload, stop)
+        if due > 0:
+            played.late.append(time.monotonic() - due)
+        played.pieces += 1
+        played.seconds += len(samples) / samples.rate_hz
+    source.close()
+    return played
+
+
+def _publish(transport: Transport, topic: str, payload: bytes, stop: threading.Event) -> None:
+    """Publish, waiting where the broker is slower than we are."""
+    while not stop.is_set():
+        try:
+            transport.publish(topic, payload)
+            return
+        except Congested:
+            stop.wait(CONGESTED_S)
+
+
+def wait_for(events: queue.SimpleQueue[Event], where: str, seconds: float) -> None:
+    """Until the connection is up. Raises Unavailable with the last reason."""
+    until, reason = time.monotonic() + seconds, "no answer"
+    while (left := until - time.monotonic()) > 0:
+        try:
+            event = events.get(timeout=left)
+        except queue.Empty:
+            break
+        if isinstance(event, Connected):
+            return
+        if isinstance(event, (Lost, Stopped)):
+            reason = event.reason
+            if isinstance(event, Stopped):
+                break
+    raise Unavailable(where, reason)
+
+
+def speed_of(text: str) -> float:
+    """A pace as it is written: a number of times the recorded one, or max."""
+    if text == "max":
+        return float("inf")
+    try:
+        speed = float(text.removesuffix("x"))
+    except ValueError:
+        speed = 0.0
+    if not speed > 0:
+        raise ValueError(f"--speed {text}: expected a number above 0 (1 is the recorded pace) or max")
+    return speed
+
+
+def replay(
+    dataset: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
+    subject: Annotated[str | None, typer.Option(help="Whose recording. [default: the first]")] = None,
+    speed: Annotated[str, typer.Option(help="Times the recorded pace, or max.")] = "1",
+    modality: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Topics are PREFIX/MODALITY. [default: sensors/SET/SUBJECT]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with a [broker] section.")] = None,
+    host: Annotated[str | None, typer.Option(help="The broker, where no file says.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    piece: Annotated[float, typer.Option(help="Seconds of samples in one message.", min=0.01, max=10)] = 0.2,
+    loop: Annotated[bool, typer.Option(help="Begin again at the end.")] = False,
+    name: Annotated[str, typer.Option(help="Tells several replays on one broker apart.")] = "1",
+) -> None:
+    """Publish a subject's recordings as sensor topics, in JSON, paced like the sensors were or faster."""
+    from protocol.mqtt import MqttTransport
+
+    pace, found = speed_of(speed), find(dataset)
+    who = subject or found.dataset.subjects()[0]
+    if who not in found.dataset.subjects():
+        raise ValueError(f"{dataset} has no subject {who!r}: expected one of {', '.join(found.dataset.subjects())}")
+    broker = (load(config, Config) if config else Config()).broker
+    changed = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    broker = broker.model_copy(update={**changed, "inflight": 100, "queue_bytes": 1 << 20})
+    origin = time.time() if pace == 1.0 else 0.0
+    source = ReplaySource(found.dataset, who, modality, speed=pace, piece_s=piece, origin=origin, loop=loop)
+    where = prefix or f"sensors/{found.dataset.name}/{who}"
+    print(found.note)
+    print(f"playing {', '.join(m.name for m in source.modalities)} onto {where}/... at {broker.where}")
+    transport = MqttTransport(broker, f"operator-{check_name(name, 'name')}-replay")
+    stop, events = threading.Event(), queue.SimpleQueue[Event]()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    transport.open(events.put)
+    began = time.monotonic()
+    try:
+        wait_for(events, broker.where, CONNECT_S)
+        played = publish_all(source, transport, where, found.dataset.activities, stop)
+    finally:
+        transport.close()
+    print(headline(played, time.monotonic() - began))
+
+
+def headline(played: Played, took: float) -> str:
+    """The last line that a replay prints."""
+    lateness = (
+        f"; late by {1e3 * played.lateness(0.5):.2f} ms in the middle, {1e3 * played.lateness(0.99):.2f} ms at 99 %, "
+        f"{1e3 * played.lateness(1.0):.2f} ms at most"
+        if played.late
+        else ""
+    )
+    return (
+        f"{played.seconds:.1f} s of recording in {took:.1f} s, {played.pieces} pieces, "
+        f"{played.bytes / 1e6:.2f} MB{lateness}"
+    )
