@@ -41,7 +41,7 @@ class HeartRateSource:
 
     def __init__(self, strap: str, modality: str = "heart", *, patience: float = 20.0) -> None:
         self.refused = 0
-        self.modalities = (Modality(modality, ("bpm",), "1/min", RATE_HZ),)
+        self.modalities: tuple[Modality, ...] = (Modality(modality, ("bpm",), "1/min", RATE_HZ),)
         self._strap, self._name, self._patience = strap, modality, patience
         self._events: queue.SimpleQueue[Samples | Exception | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None

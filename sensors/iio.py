@@ -106,7 +106,7 @@ class IioPolling:
         piece_s: float = 0.2,
     ) -> None:
         self._device, self._channels, self._root = device, tuple(channels), root
-        self.modalities = (Modality(modality, self._channels, "", rate_hz),)
+        self.modalities: tuple[Modality, ...] = (Modality(modality, self._channels, "", rate_hz),)
         self._name, self._rate = modality, rate_hz
         self._piece = max(1, round(piece_s * rate_hz))
         self._files: list[int] = []

@@ -8,7 +8,7 @@ import re
 import select
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -111,7 +111,7 @@ class IioBuffered:
     def __init__(
         self,
         device: str,
-        modalities: dict[str, Sequence[str]],
+        modalities: Mapping[str, Sequence[str]],
         rate_hz: float = 0.0,
         *,
         trigger: str = "",

@@ -114,9 +114,15 @@ class WindowRing:
             self._cut(self._complete() - self._patience)
 
     def annotate(self, start: float, end: float, label: int) -> None:
-        """An operator's word on an interval; only what has not been cut yet can still learn of it."""
+        """An operator's word on an interval; only what has not been cut yet can still learn of it.
+
+        What lies more than JUMP_S ahead of the samples is on another clock than ours and left out.
+        """
         with self._lock:
-            first, last = (round((t - self._origin) * self._rate) - self._base for t in (start, end))
+            if self._empty:
+                return
+            ahead = max(self._filled.values()) - self._base + JUMP_S * self._rate
+            first, last = (round(min((t - self._origin) * self._rate - self._base, ahead)) for t in (start, end))
             done = self._done - self._base
             self._reserve(self._base + max(last, 0))
             self._labels[max(first, done, 0) : max(last, done, 0)] = label

@@ -1,0 +1,190 @@
+"""A device with sensors of its own: labels that come late, sensors that go and come, windows that stay comparable."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from broker_config.launcher import Broker
+from device_runtime.live import LiveSensing, live
+from device_runtime.sensors_config import LiveConfig, SensorConfig
+from protocol.config import BrokerConfig
+from protocol.messages import Label
+from protocol.mqtt import MqttTransport
+from protocol.transport import Connected, Event
+from sensors.recording import Modality
+from sensors.stream import Samples, WindowRing
+from sensors.wire import encode
+from tests.emulated_board import wait_for
+from tests.test_live_source import Script
+
+HAND = Modality("hand", ("x",), "m/s2", 50.0)
+CHEST = Modality("chest", ("x", "y"), "m/s2", 50.0)
+TWO = (
+    SensorConfig(kind="serial", where="/dev/a", modalities={"hand": ("0",)}, rate_hz=50),
+    SensorConfig(kind="serial", where="/dev/b", modalities={"chest": ("0", "1")}, rate_hz=50),
+)
+CONFIG = LiveConfig(sensors=TWO, rate_hz=25.0, window_s=0.4, overlap=0.0, patience_s=1.0, stall_s=0.5)
+
+
+class Wearer:
+    """Two scripted sensors that speak in real time while they are `on`."""
+
+    def __init__(self) -> None:
+        self.hand, self.chest = Script(HAND), Script(CHEST)
+        self.on = {self.hand, self.chest}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        start = time.time()
+        said = 0
+        while not self._over.wait(0.1):
+            while start + (said + 1) * 0.1 <= time.time():
+                for script in tuple(self.on):
+                    script.say(0.1, start + said * 0.1)
+                said += 1
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def worn() -> Iterator[tuple[Wearer, LiveSensing]]:
+    wearer = Wearer()
+    sensing = LiveSensing([lambda: wearer.hand, lambda: wearer.chest], CONFIG, subject="dev")
+    sensing.open(lambda: None)
+    wait_for(lambda: len(sensing.modalities) == 2, "both sensors")
+    yield wearer, sensing
+    sensing.close()
+    wearer.stop()
+
+
+def test_a_late_label_reaches_what_was_sensed_before_it_came(worn: tuple[Wearer, LiveSensing]) -> None:
+    _, sensing = worn
+    time.sleep(1.0)
+    assert sensing.count == 0  # unlabelled windows serve inference only
+    now = time.time()
+    sensing.annotate(Label(start=now - 0.8, end=now + 100.0, label=3))
+    wait_for(lambda: sensing.count >= 1, "labelled windows")
+    held = sensing.labelled()
+    assert set(held.x) == {"hand", "chest"} and held.x["chest"].shape[1:] == (2, 10)
+    assert set(held.y.tolist()) == {3}
+    latest = sensing.latest()
+    assert latest is not None and set(latest[2]) == {"hand", "chest"} and abs(latest[1] - time.time()) < 2
+
+
+def test_a_lost_sensor_leaves_and_its_windows_go_on_without_it_until_it_is_back(
+    worn: tuple[Wearer, LiveSensing],
+) -> None:
+    wearer, sensing = worn
+    stop = threading.Event()
+
+    def label_all() -> None:
+        while not stop.wait(0.3):
+            sensing.annotate(Label(start=time.time() - 0.9, end=time.time(), label=1))
+
+    operator = threading.Thread(target=label_all)
+    operator.start()
+    try:
+        wait_for(lambda: sensing.count >= 2, "windows of both")
+        wearer.on.discard(wearer.chest)
+        wait_for(lambda: sensing.modalities == {"hand": 1}, "the sensor to leave")
+        before = sensing.labelled()
+        assert set(before.x) == {"hand"} and len(before) >= 2
+        wait_for(lambda: sensing.labelled().ids.max() >= 1 << 40, "windows without it")
+        alone = sensing.labelled()
+        assert (np.diff(alone.ids) > 0).all() and set(before.ids) <= set(alone.ids)
+        wearer.on.add(wearer.chest)
+        wait_for(lambda: sensing.modalities == {"hand": 1, "chest": 2}, "the sensor to be back")
+        both = sensing.labelled()
+        assert set(both.x) == {"hand", "chest"} and len({len(x) for x in both.x.values()} | {len(both)}) == 1
+        assert len(both) < len(alone) and not np.isnan(both.x["chest"]).any()
+        wait_for(lambda: sensing.count > len(both), "windows of both again")
+    finally:
+        stop.set()
+        operator.join()
+
+
+def test_a_label_on_another_clock_costs_nothing() -> None:
+    ring = WindowRing((HAND,), 50.0, 0.4, patience_s=5.0)
+    ring.annotate(1_700_000_000.0, 1_700_000_030.0, 2)
+    ring.push(Samples(0.0, 50.0, {"hand": np.ones((50, 1), np.float32)}))
+    ring.annotate(1_700_000_000.0, 1_700_000_030.0, 2)
+    ring.annotate(0.0, 1_700_000_000.0, 1)
+    ring.push(Samples(1.0, 50.0, {"hand": np.ones((50, 1), np.float32)}))
+    ring.flush()
+    windows = ring.windows()
+    assert len(windows) == 5 and set(windows.y.tolist()) == {1}
+
+
+def test_topics_of_another_node_feed_a_device_over_a_real_broker(broker: Broker, fleet: str) -> None:
+    config = LiveConfig(
+        sensors=(SensorConfig(kind="topic", where=f"{fleet}/bob", modalities={"hand": ("x",)}, rate_hz=50),),
+        rate_hz=25.0,
+        window_s=0.4,
+        patience_s=0.0,
+    )
+    at = BrokerConfig(host="127.0.0.1", port=broker.port)
+    sensing = live(config, at, f"{fleet}-dev", 1 << 20)
+    node, events = MqttTransport(at, f"{fleet}-node"), []
+    up = threading.Event()
+
+    def heard(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Connected):
+            up.set()
+
+    node.open(heard)
+    sensing.open(lambda: None)
+    try:
+        assert up.wait(10)
+        start = time.time()
+        for k in range(200):
+            piece = Samples(start + k * 0.1, 50.0, {"hand": np.ones((5, 1), np.float32)}, np.full(5, 2))
+            node.publish(f"{fleet}/bob/hand", encode(piece, "hand"))
+            time.sleep(0.02)
+            if sensing.count >= 2:
+                break
+        held = sensing.labelled()
+        assert len(held) >= 2 and set(held.y.tolist()) == {2} and sensing.modalities == {"hand": 1}
+    finally:
+        sensing.close()
+        node.close()
+
+
+def test_a_sensor_that_cannot_be_is_refused_with_the_reason() -> None:
+    for changes, reason in (
+        ({"rate_hz": 0}, "needs its samples per second"),
+        ({"modalities": {"hand": ("x",)}}, "columns of a serial line are numbers"),
+        ({"kind": "ble"}, "feeds exactly one"),
+        ({"kind": "camera"}, "kind"),
+    ):
+        plain = {"kind": "serial", "where": "/dev/a", "rate_hz": 50, "modalities": {"hand": ("0",), "chest": ("1",)}}
+        with pytest.raises(ValidationError, match=reason):
+            SensorConfig.model_validate({**plain, **changes})
+
+
+def test_sensors_that_are_not_there_do_not_keep_a_device_from_starting(tmp_path: Path) -> None:
+    config = LiveConfig(
+        sensors=(
+            SensorConfig(kind="serial", where=str(tmp_path / "none"), modalities={"hand": ("0",)}, rate_hz=50),
+            SensorConfig(kind="iio", where="no-such-imu", modalities={"chest": ("accel_x",)}),
+        ),
+        rate_hz=25.0,
+        window_s=0.4,
+    )
+    sensing = live(config, BrokerConfig(), "dev", 1 << 20)
+    sensing.open(lambda: None)
+    wait_for(lambda: all(h.reason for h in sensing.health.values()), "the reasons")
+    assert sensing.modalities == {} and len(sensing.labelled()) == 0 and sensing.latest() is None
+    assert "IIO device 'no-such-imu' is not there" in sensing.health["chest"].reason
+    sensing.close()
