@@ -23,7 +23,7 @@ class TrainingConfig(Section):
     batch: Annotated[int, Field(ge=1)] = 16
     epochs: Positive = 2.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(ge=0)] = 2.0
     wire: Literal["<f4", "<f8", "<f2", "|i1"] = "<f4"
     double: bool = False
     seed: int = 0
