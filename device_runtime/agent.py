@@ -427,7 +427,8 @@ class Agent:
     @_on.register
     def _power(self, event: Power, now: float) -> list[Action]:
         new = {"power_source": event.source, "watts": event.watts, "idle_watts": event.idle_watts}
-        changed = event.source != self.status.power_source
+        pairs = ((self.status.watts, event.watts), (self.status.idle_watts, event.idle_watts))
+        changed = event.source != self.status.power_source or any(abs(b - a) > NEWS * a for a, b in pairs)
         self.status = self.status.model_copy(update=new)
         if changed:
             self._birth_due = min(self._birth_due, max(now, self._born_at + BIRTH_PAUSE))

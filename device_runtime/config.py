@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,6 +12,7 @@ from protocol.errors import ConfigError
 from protocol.topics import check_name
 
 Share = Annotated[float, Field(gt=0, le=1)]
+PowerSource = Literal["jtop", "ina3221", "ina238", "rapl", "estimate"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -46,7 +47,10 @@ class DeviceConfig(Section):
     memory        bytes that training windows may take; the oldest give way
     state         folder of its outbox
     quota         share of one CPU core, 0: not limited
-    watts         above idle while it computes, where no power monitor is used; 0: energy is not known
+    watts         above idle while it computes; with it no power monitor is asked. 0: `power` is
+    power         sources of power in the order they are tried: jtop, ina3221, ina238, rapl, estimate; empty: none
+    idle_watts    what the board draws at rest; 0: measured at birth
+    max_celsius, min_battery    beyond these degrees, or below these percent, assignments are declined
     rate          bytes per second that its uplink carries; 0: not known
     telemetry     seconds between two telemetry messages; 0: none
     """
@@ -60,6 +64,10 @@ class DeviceConfig(Section):
     state: FilePath = Path("state")
     quota: Annotated[float, Field(ge=0, le=64)] = 0.0
     watts: Annotated[float, Field(ge=0)] = 0.0
+    power: tuple[PowerSource, ...] = ("jtop", "ina3221", "rapl", "estimate")
+    idle_watts: Annotated[float, Field(ge=0)] = 0.0
+    max_celsius: Annotated[float, Field(gt=0)] = 85.0
+    min_battery: Annotated[float, Field(ge=0, le=100)] = 20.0
     rate: Annotated[float, Field(ge=0)] = 0.0
     telemetry: Annotated[float, Field(ge=0)] = 10.0
     outbox_bytes: Annotated[int, Field(ge=1 << 16)] = 256 * 1024 * 1024

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from device_runtime.power import Allowance, Meter, PowerError, attributed, find
 
 CONFIGURED = "configured"
 
@@ -20,6 +22,16 @@ class Spent:
 
 class Joules(Protocol):
     """Counts one training at a time."""
+
+    source: str  # where the figures come from
+    watts: float  # above idle while training, as far as it is known; 0: not yet
+
+    @property
+    def idle_watts(self) -> float:
+        """What the board draws at rest; 0: not known."""
+
+    def measure_idle(self, seconds: float) -> None:
+        """Wait, and take what the board draws meanwhile as its power at rest."""
 
     def allowance(self, joules: float) -> Callable[[], bool]:
         """Begin to count; True once the next step would exceed this many joules (0: no limit)."""
@@ -38,8 +50,14 @@ class ConfiguredWatts:
     watts   above idle while training; 0: energy is not known
     """
 
+    idle_watts = 0.0
+
     def __init__(self, watts: float, clock: Callable[[], float]) -> None:
         self.watts, self._clock = watts, clock
+        self.source = CONFIGURED if watts else "none"
+
+    def measure_idle(self, seconds: float) -> None:
+        """The configured watts are above idle already."""
 
     def allowance(self, joules: float) -> Callable[[], bool]:
         if joules <= 0 or self.watts <= 0:
@@ -52,3 +70,39 @@ class ConfiguredWatts:
             return Spent()
         blocks = {block: self.watts * s for block, s in seconds.items()}
         return Spent(sum(blocks.values()), CONFIGURED, blocks)
+
+
+class Metered:
+    """Joules above idle from a running meter; per block they are attributed, watts x its measured seconds."""
+
+    def __init__(self, meter: Meter, source: str) -> None:
+        self.meter, self.source = meter, source
+        self.watts = 0.0
+        self._mark = meter.mark()
+
+    @property
+    def idle_watts(self) -> float:
+        return self.meter.idle_watts
+
+    def measure_idle(self, seconds: float) -> None:
+        self.meter.measure_idle(seconds)
+
+    def allowance(self, joules: float) -> Callable[[], bool]:
+        self._mark = self.meter.mark()
+        return Allowance(self.meter, joules) if joules > 0 else _no_limit
+
+    def spent(self, seconds: Mapping[str, float]) -> Spent:
+        energy = self.meter.since(self._mark)
+        self.source, self.watts = energy.source, energy.active_watts
+        return Spent(energy.active, energy.source, attributed(energy, seconds))
+
+
+def meter(sources: Sequence[str], idle_watts: float) -> tuple[Metered | None, str]:
+    """A running meter over the first source that works, and a line that says which and why; None where none does."""
+    try:
+        found = find(sources)
+    except PowerError as error:
+        return None, str(error)
+    running = Meter(found.monitor, idle_watts=idle_watts, again=lambda: find(sources).monitor)
+    running.start()
+    return Metered(running, found.monitor.source), f"power from {found.report()}"

@@ -16,6 +16,7 @@ from functools import singledispatchmethod
 
 from device_runtime import telemetry
 from device_runtime.agent import Agent
+from device_runtime.condition import Condition
 from device_runtime.config import Settings
 from device_runtime.events import (
     Action,
@@ -23,6 +24,7 @@ from device_runtime.events import (
     Drop,
     Event,
     GiveUp,
+    Health,
     Keep,
     Note,
     Obey,
@@ -36,9 +38,10 @@ from device_runtime.events import (
     Upload,
     UseModel,
 )
-from device_runtime.joules import CONFIGURED, ConfiguredWatts
+from device_runtime.joules import ConfiguredWatts, Joules, meter
 from device_runtime.listen import heard
 from device_runtime.outbox import Outbox
+from device_runtime.power import Limits, Meter
 from device_runtime.sensing import Sensing, scale
 from device_runtime.worker import Worker, torch_is_here
 from protocol.chunks import chunk_size, split
@@ -51,6 +54,7 @@ log = logging.getLogger("relief.device")
 
 RUNTIME = "0.1.0"
 STIR_PAUSE = 0.5  # seconds between two looks at the sensors' windows
+HEALTH = 10.0  # seconds between two looks at temperature and battery
 END = 1.0  # seconds that the trainer may take to reach a step border when everything ends
 
 
@@ -74,10 +78,11 @@ class Runtime:
         self.bytes_up = self.bytes_down = 0
         self._transport, self._sensing = transport, sensing
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._joules = ConfiguredWatts(self.config.watts, time.monotonic)
+        self.joules, self.meter = self._energy()
+        self.condition = Condition(Limits(self.config.max_celsius, self.config.min_battery))
         trains = self.config.train and torch_is_here()
         share = min(1.0, self.config.quota or 1.0)  # training runs on one thread
-        self.worker = Worker(self.config.id, self.boot, self._queue.put, self._joules, share) if trains else None
+        self.worker = Worker(self.config.id, self.boot, self._queue.put, self.joules, share) if trains else None
         birth = Status(
             online=True,
             boot=self.boot,
@@ -87,16 +92,25 @@ class Runtime:
             can_train=trains,
             watts=self.config.watts,
             rate=self.config.rate,
-            power_source=CONFIGURED if self.config.watts else "none",
+            idle_watts=self.config.idle_watts,
+            power_source=self.joules.source,
         )
         kept = [(e.update, e.assignment) for e in self.outbox.entries]
         self.agent = Agent(self.topics, self.config.id, birth, jitter=random.random, kept=kept)
         self._stirred, self._look_at = False, 0.0
         self._max_payload = 0
-        self._telemetry_at = math.inf
+        self._telemetry_at, self._health_at = math.inf, 0.0
         self._ended: _Stop | None = None
         self._code = 0
         self._logged: set[str] = set()
+
+    def _energy(self) -> tuple[Joules, Meter | None]:
+        if not self.config.watts and self.config.power:
+            metered, told = meter(self.config.power, self.config.idle_watts)
+            log.info("%s", told)
+            if metered:
+                return metered, metered.meter
+        return ConfiguredWatts(self.config.watts, time.monotonic), None
 
     def stop(self, reason: str = "stopped") -> None:
         """End soon; from any thread, or a signal handler."""
@@ -124,7 +138,7 @@ class Runtime:
 
     def _once(self) -> None:
         now = time.monotonic()
-        due = min(self.agent.wakes(), self._telemetry_at, self._look_at if self._stirred else math.inf)
+        due = min(self.agent.wakes(), self._telemetry_at, self._health_at, self._look_at if self._stirred else math.inf)
         try:
             item = self._queue.get(timeout=None if due == math.inf else max(0.0, due - now))
         except queue.Empty:
@@ -142,6 +156,9 @@ class Runtime:
         now = time.monotonic()
         if self._stirred and now >= self._look_at:
             self._look(now)
+        if now >= self._health_at:
+            self._health_at = now + HEALTH
+            self._tell(Health(self.condition.look()))
         if now >= self._telemetry_at:
             self._telemetry_at = now + self.config.telemetry
             self._report()
@@ -281,6 +298,8 @@ class Runtime:
         self._sensing.close()
         if self.worker and not self.worker.close(END):
             log.warning("the trainer did not reach a step border within %g s", END)
+        if self.meter:
+            self.meter.stop()
         if self.worker and self.worker.busy.wall:
             busy = self.worker.busy
             wanted = f", {self.config.quota:.1%} was the quota" if self.config.quota else ""

@@ -41,6 +41,7 @@ def values(runtime: Runtime) -> dict[str, Any]:
         "bytes_down": runtime.bytes_down,
         "counts": dict(runtime.agent.counts),
     }
+    found |= power(runtime)
     if runtime.outbox.problem:
         found["outbox_problem"] = runtime.outbox.problem
     worker = runtime.worker
@@ -49,4 +50,21 @@ def values(runtime: Runtime) -> dict[str, Any]:
     if worker and worker.last:
         found["predicted_seconds"], found["measured_seconds"] = worker.last.predicted, worker.last.measured
         found["prediction_error"] = worker.profile.median_error
+    return found
+
+
+def power(runtime: Runtime) -> dict[str, Any]:
+    """Watts with their source, and what else the board says about its state."""
+    found: dict[str, Any] = {"power_source": runtime.joules.source}
+    sample = runtime.meter.latest() if runtime.meter else None
+    if sample:
+        found |= {"watts": sample.watts, "rails": dict(sample.rails), "rails_summed": list(sample.summed)}
+        found["measured"] = sample.measured
+    condition = runtime.condition
+    if condition.celsius:
+        found["celsius"] = dict(condition.celsius)
+    if condition.mode:
+        found["power_mode"] = condition.mode
+    if condition.battery:
+        found["battery_percent"] = condition.battery.percent
     return found

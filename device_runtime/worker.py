@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from device_runtime.assignments import BASE
-from device_runtime.events import Event, Profiled, StartTraining, TrainingDone, TrainingFailed
+from device_runtime.events import Event, Power, Profiled, StartTraining, TrainingDone, TrainingFailed
 from device_runtime.joules import Joules
 from device_runtime.profiler import Outcome, Profile
 from device_runtime.quota import Busy
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from device_runtime.trainer import Trained
     from models.network import Network
 
-Clock = Callable[[], float]
+IDLE = 1.0  # seconds at birth in which the board's power at rest is measured
 
 
 def torch_is_here() -> bool:
@@ -104,10 +104,13 @@ class Worker:
         self._network, self._resident, self._bases = Network(spec), ResidentFeatures(), {}
         self.wire.forget()
         self.profile = Profile()
+        if not self._joules.idle_watts:
+            self._joules.measure_idle(IDLE)
         here = [m for m in spec.names if m in owned]
         if here:
             self.profile.observe(measure(spec, here, share=self._share, stop=lambda: self._closing))
             self._say(Profiled(dict(self.profile.speed)))
+        self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
 
     def _train(self, start: StartTraining, windows: Labelled) -> None:
         from device_runtime.trainer import TrainingError
@@ -122,6 +125,7 @@ class Worker:
             else:
                 self._say(TrainingDone(a.id, self._update(start, trained, len(windows))))
                 self._say(Profiled(dict(self.profile.speed)))
+                self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
         except (TrainingError, ValueError) as error:
             self._say(TrainingFailed(a.id, str(error)))
         except Exception as error:  # whatever torch raises must not end the thread: the device declines and lives on
@@ -141,13 +145,7 @@ class Worker:
         local = Local.from_dict(a.training)
         self._load(network, start, double=local.double)
         x, y = normalised(start, windows)
-        spent = self._joules.allowance(a.joules)
-
-        ends = min(start.stop_at, time.monotonic() + a.seconds if a.seconds > 0 else math.inf)
-
-        def stop() -> bool:
-            return self._closing or a.id in self._cancelled or time.monotonic() >= ends or spent()
-
+        budget = self._budget(start)
         assert self._resident is not None  # made with the network
         lacking = {m: self._resident.lacking(m, (self._bases.get(m), local.double), windows.ids) for m in start.present}
         predicted = self.profile.seconds(network.spec, start.present, a.steps, local, len(windows), lacking)
@@ -159,7 +157,7 @@ class Worker:
             local,
             device=self._device,
             round=a.round,
-            stop=stop,
+            stop=budget,
             resident=self._resident,
             base_of=dict(self._bases),
             window_ids=windows.ids,
@@ -168,6 +166,21 @@ class Worker:
             self.last = self.profile.settle(predicted, trained.wall)
         self.profile.observe(trained.times)
         return trained
+
+    def _budget(self, start: StartTraining) -> Callable[[], bool]:
+        """Asked at every step border, True when training has to end; seconds and joules count from the first time."""
+        a, ends = start.assignment, start.stop_at
+        spent: Callable[[], bool] | None = None
+
+        def over() -> bool:
+            nonlocal ends, spent
+            now = time.monotonic()
+            if spent is None:
+                spent = self._joules.allowance(a.joules)
+                ends = min(ends, now + a.seconds if a.seconds > 0 else math.inf)
+            return self._closing or a.id in self._cancelled or now >= ends or spent()
+
+        return over
 
     def _load(self, network: Network, start: StartTraining, *, double: bool) -> None:
         """Put the assignment's versions into the network; bases only where they changed."""

@@ -346,3 +346,29 @@ def test_a_device_id_that_the_file_does_not_have_is_named(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no [[device]] has the id 'c': it has a, b" in done.stderr
+
+
+def test_an_allowance_in_joules_ends_training_at_a_step_border(conductor, start):
+    pytest.importorskip("torch")
+    conductor.say()
+    conductor.blocks(1)
+    start(watts=4.0)
+    conductor.next(Status, online)
+    conductor.assign("d1", 1, steps={"wrist_acc": 100_000, "shared": 100_000}, joules=1.2)
+    update = conductor.next(Update)
+    assert update.partial
+    assert 0.8 * 1.2 < update.joules < 1.5 * 1.2
+
+
+def test_joules_of_an_estimate_are_never_called_measured(conductor, start):
+    pytest.importorskip("torch")
+    conductor.say()
+    conductor.blocks(1)
+    start(power=["estimate"], idle_watts=1.0)  # at rest as somebody measured it: other work may run here
+    conductor.next(Status, lambda s: online(s) and s.idle_watts > 0)
+    conductor.assign("d1", 1, steps={"wrist_acc": 2000, "shared": 2000}, seconds=1.0)
+    update = conductor.next(Update)
+    assert update.power_source == "estimate"
+    assert update.joules > 0
+    told = conductor.next(Telemetry, lambda t: "watts" in t.values).values
+    assert told["measured"] is False
