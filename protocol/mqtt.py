@@ -34,6 +34,9 @@ SHORT_LIMIT = 5  # short connections in a row; one more and the breaker opens
 CONNACK_WAIT = 20.0  # seconds; a broker that serves a storm of reconnects answers late
 GOODBYE = 1.0  # seconds a clean close waits for answers
 FILTERS_A_PACKET = 8  # what the strictest broker takes in one SUBSCRIBE
+OLDER = "speaks MQTT 3.1.1 only: nothing expires there, wills do not wait, its limits are not told"
+# RabbitMQ before 3.13 does that.
+OLDER_HUNG_UP = OLDER + "; if devices get no blocks, it keeps retained messages from wildcards: use another broker"
 
 log = logging.getLogger("relief.mqtt")
 
@@ -57,6 +60,8 @@ class MqttTransport:
         self._network: threading.Thread | None = None
         self._closing, self._ended = threading.Event(), threading.Event()
         self._connected_at: float | None = None
+        self._silent = False  # it did so at MQTT 5
+        self._hung_up = False  # it took the connection and ended it before its CONNACK
         self._end: tuple[int, str] | None = None  # reason code (0: nobody gave one) and text
         self._asked: dict[int, list[str]] = {}  # SUBSCRIBE packet -> its filters
         self._asking = threading.Lock()
@@ -132,11 +137,13 @@ class MqttTransport:
             code, reason = self._one_connection()
             if self._closing.is_set():
                 return
-            self.counts["lost"] += 1
-            if code == WRONG_VERSION and self._version == MQTTProtocolVersion.MQTTv5:
-                self._version = MQTTProtocolVersion.MQTTv311
-                log.warning("broker %s speaks MQTT 3.1.1 only: messages do not expire there", self._config.where)
+            five = self._version == MQTTProtocolVersion.MQTTv5
+            # Brokers of 3.1.1 say so, or hang up at the first packet. Every new connection tries MQTT 5 first.
+            if five and (code == WRONG_VERSION or (self._hung_up and not ends_for_good(code))):
+                self._version, self._silent = MQTTProtocolVersion.MQTTv311, self._hung_up
                 continue
+            self._version = MQTTProtocolVersion.MQTTv5
+            self.counts["lost"] += 1
             if self._connected_at is not None:
                 short = short + 1 if time.monotonic() - self._connected_at < SHORT else 0
                 delay = self._first_delay()
@@ -161,6 +168,7 @@ class MqttTransport:
         """Connect, stay until the end, say why it ended."""
         where, trouble = self._config.where, _Trouble()
         self._connected_at = self._network = self._end = None
+        self._hung_up = False
         self._ended.clear()
         self._asked.clear()
         try:
@@ -177,6 +185,7 @@ class MqttTransport:
         finally:
             self._window = None
             _hang_up(client)
+        self._hung_up = self._network is None and self._ended.is_set()
         told, ours = tls.explain(self._config, trouble.last)
         if not told and self._network is None and not self._closing.is_set():
             told, ours = tls.suspect(self._config)
@@ -246,6 +255,8 @@ class MqttTransport:
             self._end = (154, remedy(154, self.identity))
             client.disconnect()
             return
+        if self._version != MQTTProtocolVersion.MQTTv5:
+            log.warning("broker %s %s", self._config.where, OLDER_HUNG_UP if self._silent else OLDER)
         self._connected_at = time.monotonic()
         window = Window(
             client,

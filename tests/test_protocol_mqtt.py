@@ -204,8 +204,14 @@ def test_a_broker_that_never_answers_is_left(opened: list[MqttTransport], monkey
 # -- MQTT 3.1.1 ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("refusal", [connack(132), bytes([0x20, 2, 0, 1])], ids=["as MQTT 5", "as MQTT 3.1.1"])
-def test_a_broker_of_3_1_1_only_is_spoken_to_in_3_1_1(opened: list[MqttTransport], refusal: bytes) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [(connack(132), mqtt.OLDER), (bytes([0x20, 2, 0, 1]), mqtt.OLDER), (None, mqtt.OLDER_HUNG_UP)],
+    ids=["as MQTT 5", "as MQTT 3.1.1", "by hanging up"],
+)
+def test_a_broker_of_3_1_1_only_is_spoken_to_in_3_1_1_and_one_line_says_what_is_missing(
+    opened: list[MqttTransport], caplog: pytest.LogCaptureFixture, refusal: bytes | None, told: str
+) -> None:
     def answer(packet: Packet, connection: int) -> bytes | None:
         if packet.kind != CONNECT:
             return b""
@@ -218,6 +224,7 @@ def test_a_broker_of_3_1_1_only_is_spoken_to_in_3_1_1(opened: list[MqttTransport
         assert eventually(lambda: len(broker.of(PUBLISH)) == 1)
         assert broker.of(CONNECT)[-1].body[6] == 4
         assert broker.of(CONNECT)[-1].body[7] & 0b10, "clean session"
+        assert [record.getMessage() for record in caplog.records] == [f"broker 127.0.0.1:{broker.port} {told}"]
         opened[0].close(clean=False)
 
 
