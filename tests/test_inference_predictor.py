@@ -1,0 +1,128 @@
+"""A device predicts by the newest whole set of blocks, and says why where it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from device_runtime.downloads import Held
+from device_runtime.predictor import Predictor
+from models.export import export, loaded
+from models.partition import Vector, initial
+from models.spec import InputSpec, Mode, ModelSpec
+from protocol.messages import Manifest, Prediction
+from tests.emulated_board import wait_for
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed (extra: infer)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")
+
+SPEC = ModelSpec((InputSpec("hand", 2, 40), InputSpec("chest", 2, 40)), classes=4, mode=Mode.LORA, widths=(4,))
+WINDOW = np.random.default_rng(0).standard_normal((1, 2, 40)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kits") / "kit"
+    blocks, base = initial(SPEC)
+    export(SPEC, blocks, base, folder, versions=dict.fromkeys(blocks, 1))
+    return folder
+
+
+def held(vectors: dict[str, Vector], version: int, center: float = 0.0) -> dict[str, Held]:
+    made = {}
+    for block, vector in vectors.items():
+        data = vector.astype("<f4").tobytes()
+        own = {"center": [center] * 2, "width": [2.0] * 2} if block in SPEC.names else {}
+        digest = hashlib.sha256(data + str(own).encode()).digest()
+        manifest = Manifest(block=block, version=version, epoch=1, chunks=1, size=len(data), digest=digest, **own)
+        made[block] = Held(manifest, data)
+    return made
+
+
+class Device:
+    """A predictor whose sensors show one window after the other."""
+
+    def __init__(self, kit: Path, owned: tuple[str, ...] = ("hand", "chest")) -> None:
+        self.windows = {"hand": WINDOW}
+        self.said: list[Prediction] = []
+        self._end = 0.0
+        self.predictor = Predictor(kit, self._latest, self.said.append, owned=owned, every=0.02)
+        self.predictor.open()
+
+    def _latest(self) -> tuple[float, float, dict[str, np.ndarray]]:
+        self._end += 1.0
+        return self._end - 2.0, self._end, self.windows
+
+
+@pytest.fixture
+def device(kit: Path) -> Iterator[Callable[..., Device]]:
+    made: list[Device] = []
+    before = threading.active_count()
+
+    def make(folder: Path = kit, **settings: tuple[str, ...]) -> Device:
+        made.append(Device(folder, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.predictor.close()
+    assert threading.active_count() == before
+
+
+def test_predictions_follow_the_blocks_that_arrive_and_their_normalisation(device: Callable[..., Device]) -> None:
+    one = device()
+    wait_for(lambda: len(one.said) >= 2, "predictions by the kit's own blocks")
+    assert one.said[0].versions == {"hand": 1, "chest": 1, "shared": 1} and one.said[0].end == 1.0
+    blocks, base = initial(SPEC)
+    rng = np.random.default_rng(1)
+    fresh = {b: (v + 0.3 * rng.standard_normal(v.shape)).astype(np.float32) for b, v in blocks.items()}
+    one.predictor.offer(SPEC, held(fresh, 7, center=0.5) | {f"{m}.base": h for m, h in held(base, 1).items()})
+    wait_for(lambda: one.said[-1].versions == {"hand": 7, "chest": 7, "shared": 7}, "the new versions")
+    with torch.inference_mode():
+        x = {"hand": torch.from_numpy((WINDOW - 0.5) / 2.0)}
+        expected = torch.softmax(loaded(SPEC, fresh, base)(x), -1)[0].numpy()
+    assert one.said[-1].label == expected.argmax()
+    assert one.said[-1].confidence == pytest.approx(expected.max(), abs=1e-5)
+    values = one.predictor.values()
+    assert (
+        values["inference_versions"]["hand"] == 7 and values["inference_ms"] > 0 and "inference_problem" not in values
+    )
+
+
+def test_a_partial_set_or_another_model_or_base_is_told_and_the_old_blocks_go_on(device: Callable[..., Device]) -> None:
+    one = device()
+    blocks, base = initial(SPEC)
+    wait_for(lambda: bool(one.said), "predictions")
+    one.predictor.offer(SPEC, {b: h for b, h in held(blocks, 5).items() if b != "shared"})
+    wait_for(lambda: "blocks shared are missing" in one.predictor.problem, "the refusal")
+    other = ModelSpec(SPEC.inputs, classes=5, mode=Mode.LORA, widths=(4,))
+    one.predictor.offer(other, held(blocks, 6))
+    wait_for(lambda: "the fleet's model is not that of the kit" in one.predictor.problem, "the refusal")
+    moved = {f"{m}.base": h for m, h in held({m: v + 1 for m, v in base.items()}, 2).items()}
+    one.predictor.offer(SPEC, held(blocks, 8) | moved)
+    wait_for(lambda: "the fleet's base is not that of the kit" in one.predictor.problem, "the refusal")
+    count = len(one.said)
+    wait_for(lambda: len(one.said) > count, "predictions that go on")
+    assert one.said[-1].versions == {"hand": 1, "chest": 1, "shared": 1}
+
+
+def test_without_a_kit_there_is_a_problem_and_no_prediction(device: Callable[..., Device], tmp_path: Path) -> None:
+    one = device(tmp_path / "none")
+    wait_for(lambda: bool(one.predictor.problem), "the problem")
+    assert "kit.json is missing" in one.predictor.problem and not one.said
+
+
+def test_nothing_new_to_see_is_not_predicted_again(device: Callable[..., Device]) -> None:
+    one = device()
+    wait_for(lambda: bool(one.said), "a prediction")
+    one._latest = None  # type: ignore[assignment, method-assign]
+    one.windows = {}
+    count = len(one.said)
+    threading.Event().wait(0.2)
+    assert len(one.said) <= count + 1
