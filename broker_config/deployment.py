@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from string import Template
 
@@ -22,6 +23,12 @@ TARGETS = {
 MEMORY_BASE = 64 * 1024 * 1024  # bytes of a broker with nothing queued, and room
 
 
+def _own_command() -> Path:
+    """`relief` of the environment that runs this, or where the guide installs it."""
+    beside = Path(sys.executable).parent / "relief"
+    return beside if beside.is_file() else Path("/opt/relief/bin/relief")
+
+
 def write_all(directory: Directory) -> list[Path]:
     """Write DIR/deploy; the files."""
     record = directory.record
@@ -37,7 +44,7 @@ def write_all(directory: Directory) -> list[Path]:
         # A path below /home or /root would be hidden from the service.
         "protect_home": "read-only" if home.is_relative_to("/home") or home.is_relative_to("/root") else "true",
         "mosquitto": str(found.program) if found and not found.environment else "/usr/sbin/mosquitto",
-        "relief": "/opt/relief/bin/relief",
+        "relief": str(_own_command()),
         "config": "/etc/relief/relief.toml",
         "fleet": fleet,
         "host": record.hosts[0],
@@ -47,6 +54,8 @@ def write_all(directory: Directory) -> list[Path]:
         "said": sizes.said[-1],
         "uid": str(os.getuid()),
         "gid": str(os.getgid()),
+        "broker_uid": str((directory.path / "broker").stat().st_uid),
+        "broker_gid": str((directory.path / "broker").stat().st_gid),
     }
     made = []
     for template, target in TARGETS.items():

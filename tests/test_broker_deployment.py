@@ -1,0 +1,100 @@
+"""Deployment files: the tools that will read them accept them, and Mosquitto starts from them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from broker_config import deployment
+from broker_config.directory import Directory
+from protocol.config import BrokerConfig, Party, load
+from tools.broker import app
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Path:
+    """DIR/deploy of a fresh broker with 200 devices."""
+    command = ["init", str(tmp_path / "site"), "--fleet", "ward", "--devices", "200", "--host", "broker.example.org"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    return tmp_path / "site" / "deploy"
+
+
+def _needs(tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} here")
+
+
+@pytest.mark.parametrize("unit", ["relief-broker.service", "relief-coordinator.service"])
+def test_systemd_accepts_the_units_and_finds_them_closed(deploy: Path, unit: str) -> None:
+    _needs("systemd-analyze")
+    if not Path("/usr/sbin/mosquitto").exists():
+        pytest.skip("systemd looks for the programs that the units start, and Mosquitto is not installed")
+    verified = subprocess.run(["systemd-analyze", "verify", deploy / unit], capture_output=True, text=True, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", deploy / unit]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Unknown" in told.stderr or "unrecognized" in told.stderr:
+        pytest.skip("this systemd cannot judge a unit that is not installed")
+    exposure = re.search(r"exposure level for .*: ([\d.]+)", told.stdout)
+    assert exposure is not None, told.stdout + told.stderr
+    assert float(exposure[1]) < 2.0
+
+
+def test_systemd_takes_the_limits_of_the_drop_in(deploy: Path) -> None:
+    _needs("systemd-analyze")
+    text = (deploy / "relief-broker.service.d" / "limits.conf").read_text()
+    assert "LimitNOFILE=1824\n" in text
+    unit = deploy / "relief-broker.service"
+    unit.write_text(
+        unit.read_text().replace("[Service]\n", text.partition("[Service]\n")[1] + text.partition("[Service]\n")[2], 1)
+    )
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert "limits" not in verified.stderr
+    assert "Unknown" not in verified.stderr
+
+
+def test_compose_accepts_the_file(deploy: Path) -> None:
+    _needs("docker")
+    has = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    if has.returncode:
+        pytest.skip("docker has no compose plugin here")
+    told = subprocess.run(
+        ["docker", "compose", "-f", deploy / "compose.yaml", "config", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_logrotate_accepts_the_file(deploy: Path) -> None:
+    _needs("logrotate")
+    told = subprocess.run(
+        ["logrotate", "-d", deploy / "logrotate" / "relief-broker"], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0
+    assert "error" not in told.stderr
+
+
+def test_the_configuration_reaches_every_party(deploy: Path) -> None:
+    class File(Party):
+        fleet: str
+        broker: BrokerConfig
+
+    read = load(deploy / "relief.toml", File)
+    assert read.broker.host == "broker.example.org"
+    own = read.broker.of("d001")
+    assert own.cert == deploy / "identities/ward/d001/cert.pem"
+    assert own.identities is None
+
+
+def test_no_placeholder_is_left_in_any_file(deploy: Path) -> None:
+    files = deployment.write_all(Directory.open(deploy.parent))
+    assert {path.relative_to(deploy).as_posix() for path in files} == set(deployment.TARGETS.values())
+    for path in files:
+        assert not re.search(r"\$[a-z_{]", path.read_text()), path
