@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # The CPU build: an unpinned torch would bring several GB of CUDA to a laptop.
 TORCH := torch==2.13.0
-EXTRAS := train,plot,broker
+EXTRAS := train,plot,broker,dashboard,metrics,log
 
 .PHONY: setup test check demo acl-matrix bench clean
 
@@ -31,7 +31,7 @@ check: $(STAMP)
 DATA ?= dsads
 
 demo: $(STAMP)
-	@$(BIN)/relief demo --data $(DATA)
+	@$(BIN)/relief demo --data $(DATA) $(if $(SECURE),--secure)
 
 acl-matrix: $(STAMP)
 	@$(BIN)/python -m tests.acl_matrix

@@ -221,12 +221,12 @@ def link(
 
 
 def secure(directory: Directory, port: int | None = None) -> Broker:
-    """The folder's broker, not yet started; on its own port if none is given."""
+    """The folder's broker, not yet started; on its own port if none is given, on a free one with 0."""
     home = directory.path / "broker"
-    number = port or directory.record.port
+    number = directory.record.port if port is None else port
     return Broker(
         folder=home,
-        port=number,
+        port=number or None,
         configure=lambda port, folder: directory.configuration(port, folder.absolute(), user=directory.runs_as()),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from protocol.config import BrokerConfig
 from sensors.locate import Found
 
 # Of a CPU core each; together at most 1.5, so that broker and coordinator have half a core of two.
@@ -71,13 +72,16 @@ def plan(found: Found, asked: str) -> Plan:
     return Plan(asked if found.path else "synthetic", found.note, tuple(named), tuple(held_out), rare)
 
 
-def configuration(demo: Plan, folder: Path, port: int | None, strategy: str, rounds: int, *, seed: int = 0) -> str:
-    """The whole fleet as one TOML file; `folder` is where this run's record goes. Without a port: in memory."""
+def configuration(demo: Plan, folder: Path, broker: BrokerConfig, strategy: str, rounds: int, *, seed: int = 0) -> str:
+    """The whole fleet as one TOML file; `folder` is where this run's record goes."""
+    meet = [f"port = {broker.port}"] if broker.transport == "mqtt" else ['transport = "memory"']
+    if broker.identities:
+        meet.append(f'identities = "{broker.identities}"')
     lines = [
         'fleet = "demo"',
         "",
         "[broker]",
-        f"port = {port}" if port else 'transport = "memory"',
+        *meet,
         "",
         "[model]",
         f'dataset = "{demo.dataset}"',
@@ -114,7 +118,7 @@ def configuration(demo: Plan, folder: Path, port: int | None, strategy: str, rou
             f'tier = "{d.tier}"',
             f"modalities = {_list(d.modalities)}",
             f'state = "{folder.parent / "state"}"',
-            f"quota = {QUOTAS[d.tier] if port else 0}",
+            f"quota = {QUOTAS[d.tier] if broker.transport == 'mqtt' else 0}",
             f"watts = {WATTS[d.tier]}",
             "telemetry = 0",
             "[device.source]",

@@ -35,6 +35,7 @@ def demo(
     rounds: Annotated[int, typer.Option(min=15, help="RELIEF rounds.")] = 40,
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    secure: Annotated[bool, typer.Option("--secure", help="Certificates for everybody, and an access list.")] = False,
 ) -> None:
     """Run a fleet of eight devices on this machine, with RELIEF and then with FedAvg, and compare them.
 
@@ -43,13 +44,13 @@ def demo(
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _demo(console, data, rounds, folder / time.strftime("demo-%Y%m%d-%H%M%S"), seed)
+        _demo(console, data, rounds, folder / time.strftime("demo-%Y%m%d-%H%M%S"), seed, secure)
     except KeyboardInterrupt:
         console.print("stopped: every process of the demo has ended")
         raise typer.Exit(130) from None
 
 
-def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int) -> None:
+def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, secure: bool) -> None:
     folder.mkdir(parents=True)
     demo = plan(recordings(data, folder / "data"), data)
     console.print(f"Recordings: {demo.note}")
@@ -60,16 +61,22 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int) -> 
     quotas = ", ".join(f"{tier} {quota:g}" for tier, quota in QUOTAS.items())
     console.print(f"Tiers, as shares of one CPU core: {quotas}\nRun folder: {folder}")
     try:
-        with Broker() as broker, Processes(folder / "logs") as processes:
-            console.print(f"Broker: {broker.mosquitto.program} on port {broker.port}", highlight=False)
-            view = MqttTransport(BrokerConfig(port=broker.port), "operator-demo-display")
-            relief, fedavg = _both(console, processes, view, demo, folder, rounds, seed, broker.port)
+        with _broker(demo, folder.resolve() / "broker", secure) as broker, Processes(folder / "logs") as processes:
+            kind = "mTLS, access by certificate" if secure else "loopback"
+            console.print(f"Broker: {broker.mosquitto.program} on port {broker.port}, {kind}", highlight=False)
+            identities = folder.resolve() / "broker" / "identities" / "demo" if secure else None
+            meet = BrokerConfig(port=broker.port, identities=identities)
+            view = MqttTransport(meet, "operator-demo-display")
+            relief, fedavg = _both(console, processes, view, demo, folder, rounds, seed, meet)
     except BrokerFailed as error:
+        if secure:
+            raise
         console.print(f"[yellow]No Mosquitto here ({error}).[/]")
         console.print("All parties run in this process over the in-memory transport instead, without CPU shares.")
         with Threads(folder / "logs") as threads:
             view_in = MemoryTransport(threads.memory, "operator-demo-display")
-            relief, fedavg = _both(console, threads, view_in, demo, folder, rounds, seed, None)
+            meet = BrokerConfig(transport="memory")
+            relief, fedavg = _both(console, threads, view_in, demo, folder, rounds, seed, meet)
     headline = show(console, demo, relief, fedavg, _shares(folder / "logs", demo))
     picture(folder / "demo.png", demo, (relief, fedavg))
     console.print(f"Picture: {folder / 'demo.png'}", highlight=False)
@@ -84,11 +91,11 @@ def _both(
     folder: Path,
     rounds: int,
     seed: int,
-    port: int | None,
+    meet: BrokerConfig,
 ) -> tuple[Run, Run]:
     """RELIEF, then FedAvg, on the same devices."""
     files = {
-        method: _write(demo, folder, port, method, count, seed) for method, count in (("relief", rounds), ("fedavg", 0))
+        method: _write(demo, folder, meet, method, count, seed) for method, count in (("relief", rounds), ("fedavg", 0))
     }
     with Watch("demo", view) as watch:
         for device in demo.devices:
@@ -100,9 +107,25 @@ def _both(
     return relief, fedavg
 
 
-def _write(demo: Plan, folder: Path, port: int | None, method: str, rounds: int, seed: int) -> Path:
+def _broker(demo: Plan, folder: Path, secure: bool) -> Broker:
+    """A broker for this fleet: open on loopback, or of the `site` profile with a CA of its own."""
+    if not secure:
+        return Broker()
+    from broker_config.directory import Directory
+    from tools.broker import secure as secured
+
+    directory = Directory.create(folder, hosts=["localhost", "127.0.0.1"], port=8883, home=None, model_bytes=200_000)
+    directory.add_fleet("demo")
+    for device in demo.devices:
+        directory.add_device("demo", device.id)
+    directory.add_operator("demo", "demo", "display")
+    directory.save()
+    return secured(directory, 0)
+
+
+def _write(demo: Plan, folder: Path, meet: BrokerConfig, method: str, rounds: int, seed: int) -> Path:
     path = folder / f"{method}.toml"
-    path.write_text(configuration(demo, (folder / method).resolve(), port, method, rounds, seed=seed))
+    path.write_text(configuration(demo, (folder / method).resolve(), meet, method, rounds, seed=seed))
     return path
 
 
