@@ -1,0 +1,75 @@
+"""The buttons: each asks once more, sends one request and says what the coordinator answered."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import ui
+
+from protocol.messages import Label
+from tools.dashboard.feed import Feed
+
+
+def button(text: str, action: Callable[..., Any], *, strong: bool = False) -> ui.element:
+    """A plain button, reachable by keyboard."""
+    made = ui.element("button").classes("button" + " strong" * strong).props("type=button")
+    with made:
+        ui.html(html.escape(text), sanitize=False, tag="span")
+    made.on("click", action)
+    return made
+
+
+class Steering:
+    """What may be asked for is what the coordinator says it can; without rights there are no buttons at all."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def can(self, kind: str) -> bool:
+        """Whether a button for it makes sense."""
+        return self.feed.rights and kind in self.feed.board.summary.get("can", ("pause", "resume"))
+
+    def fleet_buttons(self) -> None:
+        """Pause, resume, adopt and roll back, as far as the coordinator can."""
+        if not self.feed.rights:
+            ui.label("read only").classes("soft")
+            return
+        asked = {
+            "pause": "Finish the round that is open and begin no other?",
+            "resume": "Begin rounds again?",
+            "adopt": "Make the current blocks the ones that devices use for inference?",
+            "rollback": "Go back to the blocks that were adopted before?",
+        }
+        names = {"rollback": "Roll back"}
+        for kind, question in asked.items():
+            if self.can(kind):
+                name = names.get(kind, kind.capitalize())
+                button(name, lambda k=kind, q=question: self.confirm(k, q))
+
+    async def confirm(self, kind: str, question: str, **args: Any) -> None:
+        """Ask the visitor, then the coordinator."""
+        with ui.dialog() as dialog, ui.element("div").classes("ask").props("role=alertdialog"):
+            ui.label(question)
+            with ui.element("div").classes("head"):
+                button("Cancel", lambda: dialog.submit(False))
+                button(f"Yes, {kind}", lambda: dialog.submit(True), strong=True)
+        sure = await dialog
+        dialog.delete()
+        if sure:
+            await self._ask(kind, args)
+
+    async def _ask(self, kind: str, args: dict[str, Any]) -> None:
+        try:
+            reply = await asyncio.wrap_future(self.feed.ask(kind, **args))
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            ui.notify(f"{kind}: {error}", type="negative")
+            return
+        ui.notify(f"{kind}: {'done' if reply.ok else reply.reason}", type="positive" if reply.ok else "negative")
+
+    def label(self, device: str, start: float, end: float, label: int) -> None:
+        """Send an annotation to a device."""
+        self.feed.label(device, Label(start=start, end=end, label=label))
+        ui.notify(f"label {label} for {end - start:.0f} s was sent to {device}")
