@@ -128,11 +128,11 @@ class Overview:
         with ui.element("h2"):
             ui.html(html.escape(text), sanitize=False, tag="span")
 
-    def _picture(self, about: str, *) -> ui.echart:
+    def _picture(self, about: str) -> ui.echart:
         chart = ui.echart({}).classes("picture")
         return chart.props(f'role=img aria-label="{html.escape(about)}"')
 
-    def _card(self, title: str, width: str, *) -> ui.echart:
+    def _card(self, title: str, width: str) -> ui.echart:
         with ui.element("section").classes(f"card {width}"):
             self._title(title)
             return self._picture(title)
