@@ -57,7 +57,8 @@ def unusable(config: BrokerConfig, error: OSError) -> str:
             try:
                 path.open("rb").close()
             except OSError as denied:
-                return f"broker.{key} = {path} cannot be read: {denied.strerror}"
+                todo = "" if path.parent.is_dir() else "; `relief broker add` makes what an identity needs"
+                return f"broker.{key} = {path} cannot be read: {denied.strerror}{todo}"
     return f"broker.cert and broker.key ({config.cert}, {config.key}) do not fit together: {error}"
 
 

@@ -47,7 +47,9 @@ def init(
         list[str] | None, typer.Option(help="Name or address the broker is reached by; repeatable.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the TLS listener.")] = 8883,
-    operator: Annotated[list[str] | None, typer.Option(help="NAME-TOOL of an operator; repeatable.")] = None,
+    operator: Annotated[
+        list[str] | None, typer.Option(help="An operator: NAME, or NAME-TOOL for one tool; repeatable.")
+    ] = None,
     model_bytes: Annotated[int, typer.Option(min=1, help="Size of the model, for the queue limits.")] = DEFAULT_MODEL,
     home: Annotated[Path | None, typer.Option(help="Where DIR/broker will live on the broker's host.")] = None,
 ) -> None:
@@ -65,7 +67,7 @@ def init(
             directory.add_fleet(fleet)
             for name in wanted:
                 directory.add_device(fleet, name)
-            for who in operator or ["admin-cli"]:
+            for who in operator or ["operator"]:
                 _operator(directory, fleet, who)
             directory.save()
             deployment.write_all(directory)
@@ -83,7 +85,9 @@ def add(
     fleet: Fleet,
     devices: Annotated[str | None, typer.Option(help="A file with a name a line, or a number.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="One device; repeatable.")] = None,
-    operator: Annotated[list[str] | None, typer.Option(help="NAME-TOOL of an operator; repeatable.")] = None,
+    operator: Annotated[
+        list[str] | None, typer.Option(help="An operator: NAME, or NAME-TOOL for one tool; repeatable.")
+    ] = None,
     site: Annotated[str | None, typer.Option(help="A site whose broker speaks for --devices here.")] = None,
 ) -> None:
     """Add devices, operators, a site's bridge or a whole fleet to a broker; it takes them without a restart."""
@@ -232,10 +236,10 @@ def secure(directory: Directory, port: int | None = None) -> Broker:
 
 
 def _operator(directory: Directory, fleet: str, who: str) -> None:
+    """One identity for each of an operator's tools, because two on one would kick each other for ever."""
     person, _, tool = who.partition("-")
-    if not tool:
-        raise BadDirectory(f"operator {who!r}: write NAME-TOOL, as in jo-laptop; every tool has an identity of its own")
-    directory.add_operator(fleet, person, tool)
+    for each in [tool] if tool else names.TOOLS:
+        directory.add_operator(fleet, person, each)
 
 
 def _apply(directory: Directory) -> bool:
