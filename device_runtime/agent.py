@@ -30,6 +30,7 @@ from device_runtime.events import (
     Obey,
     OrderDone,
     Power,
+    Predicted,
     Profiled,
     Publish,
     SensorsChanged,
@@ -96,6 +97,7 @@ class Agent:
     birth      what is known at the start: boot id, tier, runtime version, whether it can train
     kept       updates that an earlier life left in the outbox: (update id, assignment id)
     jitter     draws from [0, 1): spreads a fleet's repeats
+    uses_blocks    False where this device neither trains nor predicts: then none is downloaded
     """
 
     def __init__(
@@ -105,9 +107,11 @@ class Agent:
         birth: Status,
         *,
         jitter: Callable[[], float],
+        uses_blocks: bool = True,
         kept: Iterable[tuple[str, str]] = (),
     ) -> None:
         self.fleet, self.device, self.status = fleet, device, birth
+        self._uses_blocks = uses_blocks
         self.downloads = Downloads()
         self.counts: Counter[str] = Counter()
         self.model: ModelSpec | None = None
@@ -398,6 +402,12 @@ class Agent:
         return [Publish(self.fleet.device(self.device, "report"), event.report)]
 
     @_on.register
+    def _predicted(self, event: Predicted, now: float) -> list[Action]:
+        return (
+            [Publish(self.fleet.device(self.device, "prediction"), event.prediction, qos=0)] if self.connected else []
+        )
+
+    @_on.register
     def _sensors(self, event: SensorsChanged, now: float) -> list[Action]:
         before = self.status
         self.status = before.model_copy(
@@ -450,7 +460,7 @@ class Agent:
 
     def _needed(self) -> tuple[str, ...]:
         """Names of the blocks and bases that this device computes with."""
-        if self.model is None:
+        if self.model is None or not self._uses_blocks:
             return ()
         names = self.model.names if self._everything else tuple(self.status.modalities)
         return assignments.blocks(tuple(m for m in self.model.names if m in names), self.model)

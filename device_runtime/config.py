@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from device_runtime.predictor import InferenceConfig
+from device_runtime.sensors_config import LiveConfig
 from protocol.config import BrokerConfig, FilePath, Party, Section, load
 from protocol.errors import ConfigError
 from protocol.topics import check_name
@@ -43,6 +45,8 @@ class DeviceConfig(Section):
     """One device.
 
     modalities    what it owns of its source; by default all of it
+    source        a replayed recording; live  its own sensors instead
+    inference     predictions on the device; without it there are none
     train         false: only sense, infer and report
     memory        bytes that training windows may take; the oldest give way
     state         folder of its outbox
@@ -59,6 +63,8 @@ class DeviceConfig(Section):
     tier: str = ""
     modalities: tuple[str, ...] = ()
     source: SourceConfig = SourceConfig()
+    live: LiveConfig | None = None
+    inference: InferenceConfig | None = None
     train: bool = True
     memory: Annotated[int, Field(ge=1 << 16)] = 64 * 1024 * 1024
     state: FilePath = Path("state")

@@ -18,6 +18,7 @@ from protocol.messages import (
     Manifest,
     Message,
     Order,
+    Prediction,
     Report,
     Scale,
     Update,
@@ -58,6 +59,13 @@ class TrainingFailed:
 @dataclass(frozen=True)
 class OrderDone:
     report: Report
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The model's word on the newest window."""
+
+    prediction: Prediction
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ Event: TypeAlias = (
     | TrainingDone
     | TrainingFailed
     | OrderDone
+    | Predicted
     | SensorsChanged
     | Profiled
     | Power

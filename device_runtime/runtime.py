@@ -21,14 +21,17 @@ from device_runtime.config import Settings
 from device_runtime.events import (
     Action,
     Annotate,
+    ChunkHeard,
     Drop,
     Event,
     GiveUp,
     Health,
     Keep,
+    ManifestHeard,
     Note,
     Obey,
     OrderDone,
+    Predicted,
     Publish,
     SensorsChanged,
     StartTraining,
@@ -42,6 +45,7 @@ from device_runtime.joules import ConfiguredWatts, Joules, meter
 from device_runtime.listen import heard
 from device_runtime.outbox import Outbox
 from device_runtime.power import Limits, Meter
+from device_runtime.predictor import Predictor
 from device_runtime.sensing import Sensing, scale
 from device_runtime.worker import Worker, torch_is_here
 from protocol.chunks import chunk_size, split
@@ -49,6 +53,7 @@ from protocol.errors import Congested, ProtocolError
 from protocol.messages import Report, Status, Telemetry
 from protocol.topics import Topics
 from protocol.transport import Connected, Received, Transport, Will
+from protocol.waiting import take
 
 log = logging.getLogger("relief.device")
 
@@ -96,7 +101,11 @@ class Runtime:
             power_source=self.joules.source,
         )
         kept = [(e.update, e.assignment) for e in self.outbox.entries]
-        self.agent = Agent(self.topics, self.config.id, birth, jitter=random.random, kept=kept)
+        infers = self.config.inference is not None
+        self.agent = Agent(
+            self.topics, self.config.id, birth, jitter=random.random, uses_blocks=trains or infers, kept=kept
+        )
+        self.predictor = self._predictor()
         self._stirred, self._look_at = False, 0.0
         self._max_payload = 0
         self._telemetry_at, self._health_at = math.inf, 0.0
@@ -112,6 +121,21 @@ class Runtime:
                 return metered, metered.meter
         return ConfiguredWatts(self.config.watts, time.monotonic), None
 
+    def _predictor(self) -> Predictor | None:
+        wanted = self.config.inference
+        if wanted is None:
+            return None
+        live = self.config.live
+        owned = [m for s in live.sensors for m in s.modalities] if live else list(self._sensing.modalities)
+        return Predictor(
+            wanted.kit,
+            self._sensing.latest,
+            lambda prediction: self._queue.put(Predicted(prediction)),
+            owned=tuple(owned),
+            every=wanted.every,
+            providers=wanted.providers,
+        )
+
     def stop(self, reason: str = "stopped") -> None:
         """End soon; from any thread, or a signal handler."""
         self._queue.put(_Stop(reason))
@@ -124,6 +148,8 @@ class Runtime:
         death = Status(online=False, boot=self.boot, reason="connection lost")
         will = Will(self.topics.device(self.config.id, "status"), death.encode(), self.config.will_delay)
         self._sensing.open(self._stir)
+        if self.predictor:
+            self.predictor.open()
         self._transport.open(self._queue.put, will)
         if self.config.telemetry:
             self._telemetry_at = time.monotonic() + self.config.telemetry
@@ -140,7 +166,7 @@ class Runtime:
         now = time.monotonic()
         due = min(self.agent.wakes(), self._telemetry_at, self._health_at, self._look_at if self._stirred else math.inf)
         try:
-            item = self._queue.get(timeout=None if due == math.inf else max(0.0, due - now))
+            item = take(self._queue, None if due == math.inf else due - now)
         except queue.Empty:
             item = Tick()
         if isinstance(item, _Stop):
@@ -179,8 +205,11 @@ class Runtime:
         except ProtocolError as error:
             self._refuse(str(error))
             return
-        if event is not None:
-            self._tell(event)
+        if event is None:
+            return
+        self._tell(event)
+        if self.predictor and isinstance(event, (ManifestHeard, ChunkHeard)):
+            self.predictor.offer(self.agent.model, self.agent.downloads.held)
 
     def _refuse(self, why: str) -> None:
         self.agent.counts["refused messages"] += 1
@@ -296,6 +325,8 @@ class Runtime:
     def _close(self) -> None:
         reason = self._ended.reason if self._ended else "an error in the runtime"
         self._sensing.close()
+        if self.predictor:
+            self.predictor.close()
         if self.worker and not self.worker.close(END):
             log.warning("the trainer did not reach a step border within %g s", END)
         if self.meter:

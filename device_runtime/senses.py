@@ -1,14 +1,27 @@
-"""The configured source made into a stream of windows."""
+"""What is configured made into a device's senses: its own sensors, or a recording played as if it were sensed."""
 
 from __future__ import annotations
 
 from device_runtime.config import DeviceConfig
-from device_runtime.sensing import Ring, Stream
+from device_runtime.live import live
+from device_runtime.sensing import Ring, Sensing, Stream
+from protocol.config import BrokerConfig
 from protocol.errors import ConfigError
 from sensors.locate import find
 from sensors.replay import ReplaySource
 
 ENOUGH = 16  # windows that a device keeps which will never train on them
+
+
+def senses(config: DeviceConfig, broker: BrokerConfig, *, trains: bool) -> tuple[Sensing, str]:
+    """The device's senses, not yet open, and one line that says what they are. ConfigError."""
+    if config.live is None:
+        return replayed(config, trains=trains)
+    names = [m for sensor in config.live.sensors for m in sensor.modalities]
+    try:
+        return live(config.live, broker, config.id, config.memory), f"own sensors for {', '.join(names)}"
+    except ValueError as error:
+        raise ConfigError(f"device {config.id}", [f"live: {error}"]) from None
 
 
 def replayed(config: DeviceConfig, *, trains: bool) -> tuple[Stream, str]:

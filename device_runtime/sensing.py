@@ -53,6 +53,9 @@ class Sensing(Protocol):
     def labelled(self) -> Labelled:
         """A copy of the labelled training windows at hand."""
 
+    def latest(self) -> tuple[float, float, dict[str, Floats]] | None:
+        """Start, end and windows (1, channels, samples) of the newest stretch, for inference."""
+
     def annotate(self, label: Label) -> None:
         """Join an operator's label to the windows it covers."""
 
@@ -104,6 +107,9 @@ class Stream:
 
     def labelled(self) -> Labelled:
         return self._ring.labelled()
+
+    def latest(self) -> tuple[float, float, dict[str, Floats]] | None:
+        return self._ring.latest()
 
     def annotate(self, label: Label) -> None:
         self._ring.annotate(label.start, label.end, label.label)

@@ -42,6 +42,8 @@ def values(runtime: Runtime) -> dict[str, Any]:
         "counts": dict(runtime.agent.counts),
     }
     found |= power(runtime)
+    if runtime.predictor:
+        found |= runtime.predictor.values()
     if runtime.outbox.problem:
         found["outbox_problem"] = runtime.outbox.problem
     worker = runtime.worker

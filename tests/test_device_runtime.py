@@ -91,12 +91,17 @@ class Conductor:
     def answer(self, device: str, update: str, accepted: bool = True) -> None:
         self.transport.publish(self.topics.device(device, "answer"), Answer(update=update, accepted=accepted).encode())
 
-    def next(self, kind, wanted=lambda message: True, patience: float = 30.0):
+    def next(self, kind, wanted=lambda message: True, patience: float = 45.0):
         """The next message of `kind` for which `wanted` holds; others are passed over."""
         until = time.monotonic() + patience
         leaf = {Status: "status", Update: "update", Report: "report", Telemetry: "telemetry"}[kind]
+        passed = []
         while True:
-            event = self.events.get(timeout=max(0.01, until - time.monotonic()))
+            try:
+                event = self.events.get(timeout=max(0.01, until - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"no such {kind.__name__} in {patience:g} s; passed over: {passed[-5:]}")
+            passed.append(event)
             if not isinstance(event, Received) or not event.topic.endswith("/" + leaf) or not event.payload:
                 continue
             if kind is Update:

@@ -51,14 +51,14 @@ def _live(settings: object) -> int:
     from device_runtime.config import Settings
     from device_runtime.quota import limit
     from device_runtime.runtime import Runtime
-    from device_runtime.senses import replayed
+    from device_runtime.senses import senses
     from device_runtime.worker import prepare, torch_is_here
     from protocol.connection import connection
 
     assert isinstance(settings, Settings)
     log, config = logging.getLogger("relief.device"), settings.device
     trains = config.train and torch_is_here()
-    sensing, note = replayed(config, trains=trains)
+    sensing, note = senses(config, settings.broker, trains=trains)
     log.info("device %s: %s", config.id, note)
     if trains:
         prepare()
