@@ -41,3 +41,19 @@ bench: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The laboratory (docs/results.md). DATA=dsads15, mhealth or pamap2 runs the same comparison on another data set's fleet.
+FLEET_dsads15 := sensors15
+FLEET_mhealth := mhealth
+FLEET_pamap2 := pamap2
+FLEET := $(or $(FLEET_$(DATA)),coupled)
+.PHONY: paper paper-all paper-quick
+
+paper: $(STAMP)
+	@$(BIN)/relief experiment run paper --fleet $(FLEET) --out runs/paper-$(FLEET)
+
+paper-all: $(STAMP)
+	@for part in paper rivals beyond fleets; do $(BIN)/relief experiment run $$part --out runs/$$part || exit 1; done
+
+paper-quick: $(STAMP)
+	@$(BIN)/relief experiment run quick --out runs/quick --check

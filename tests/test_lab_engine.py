@@ -9,12 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from device_runtime.trainer import train
-from models.local import Local
-from models.network import Network
-from models.partition import Vector, initial
-from models.spec import SHARED, BPolicy, InputSpec, Mode, ModelSpec
-from tools.lab.engine import Engine, Job
+from device_runtime.trainer import train  # noqa: E402  torch is optional, so it is looked for first
+from models.local import Local  # noqa: E402
+from models.network import Network  # noqa: E402
+from models.partition import Vector, initial  # noqa: E402
+from models.spec import SHARED, BPolicy, InputSpec, Mode, ModelSpec  # noqa: E402
+from tools.lab.engine import Engine, Job  # noqa: E402
 
 INPUTS = (InputSpec("chest", 3, 40), InputSpec("wrist", 3, 40), InputSpec("ankle", 2, 33))
 CONV = ModelSpec(INPUTS, 4, widths=(5, 6), bins=4, fusion=7, rank=2)

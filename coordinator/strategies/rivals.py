@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.strategies.ablations import ReliefMomentumSamples, ReliefNorm, ReliefRandom
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.fedprox import FedProx
 from coordinator.strategies.heterofl import FedRolex, HeteroFL
@@ -12,6 +13,9 @@ from coordinator.strategies.partial import FedEL, TimelyFL
 RIVALS: tuple[type[Strategy], ...] = (
     ReliefMomentum,
     CohortStepsMomentum,
+    ReliefMomentumSamples,
+    ReliefNorm,
+    ReliefRandom,
     FedAvgM,
     FedAvgMMaskedCached,
     FedProx,

@@ -68,6 +68,10 @@ def run(
     engine: Annotated[str, typer.Option(help="local (this machine's cores) or ray.")] = "local",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="Only so many of the file's seeds; 0: all.")] = 0,
+    fleet: Annotated[str, typer.Option(help="Another fleet than the file's.")] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail unless RELIEF is ahead of every FedAvg.")
+    ] = False,
 ) -> None:
     """Run an experiment's grid, write its table and report, and end with the headline.
 
@@ -75,15 +79,21 @@ def run(
     """
     from tools.lab.experiment import Lab
     from tools.lab.plan import experiment as read
+    from tools.lab.report import ordering
     from tools.lab.report import report as write
 
     plan = read(file)
     if seeds:
         plan = plan.model_copy(update={"seeds": plan.seeds[:seeds]})
+    if fleet:
+        plan = plan.model_copy(update={"fleets": [fleet]})
     folder = out or Path("runs") / plan.name
     Lab(plan, folder, workers=workers, engine=engine, say=typer.echo).run()
     typer.echo(f"report: {folder / 'report.md'}, table: {folder / 'points.csv'}")
     typer.echo(write(folder))
+    if check and (behind := ordering(folder)):
+        typer.echo("the ordering does not hold: " + "; ".join(behind), err=True)
+        raise typer.Exit(1)
 
 
 @experiment.command()

@@ -55,8 +55,8 @@ class Lab:
             Cell(method, fleet, mode, fold, seed, rates[f"{method}/{mode.value}"])
             for fleet in e.fleets
             for mode in e.modes
+            for seed in e.seeds  # seeds outside folds: an unfinished grid still covers all folds
             for fold in e.folds
-            for seed in e.seeds
             for method in methods
         ]
 

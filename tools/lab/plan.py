@@ -153,7 +153,7 @@ class Cell:
             "clock": round(self.clock, 6),
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.fleet}-{self.mode.value}-{self.method}-f{self.fold}-s{self.seed}-{digest}"
+        return f"{Path(self.fleet).stem}-{self.mode.value}-{self.method}-f{self.fold}-s{self.seed}-{digest}"
 
 
 def experiment(named: str | Path) -> Experiment:

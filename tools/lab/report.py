@@ -39,6 +39,16 @@ def report(folder: Path, *, pictures: bool = True) -> str:
     return "; ".join(heads) or "no relief run to compare"
 
 
+def ordering(folder: Path) -> list[str]:
+    """Where RELIEF needs more time than a form of FedAvg to get to the latter's final held-out F1; empty if nowhere."""
+    curves, behind = load(folder), []
+    for method in sorted({c.method for c in curves if c.method.startswith("fedavg")}):
+        ratio, *_, reached, runs = compare(curves, "relief", method).ratio("seconds/held_out")
+        if reached < runs or ratio <= 1.0:
+            behind.append(f"{method}: {ratio:.2f}x, {reached} of {runs} runs reached it")
+    return behind
+
+
 def load(folder: Path) -> list[Curve]:
     """The runs that the experiment's latest complete grid is made of, from results.json, without tuning runs."""
     index = folder / "results.json"
