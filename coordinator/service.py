@@ -6,6 +6,7 @@ before what it rests upon is on disk (one fdatasync per batch). So a full disk s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -50,7 +51,7 @@ from coordinator.summary import summary
 from models.partition import Vector, initial, partition
 from models.spec import ModelSpec
 from protocol.chunks import Reassembly, chunk_size
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, TooLarge
 from protocol.messages import (
     Answer,
     Chunk,
@@ -65,12 +66,14 @@ from protocol.messages import (
 )
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
+from protocol.waiting import take
 
 log = logging.getLogger("relief.coordinator")
 
 SAY_EVERY = 0.25  # seconds between two summaries at least
 LISTEN_AGAIN = 60.0  # seconds between two looks at all retained births, in case one got lost on its way here
 WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask for
+REPEAT = 5.0  # seconds until what the broker did not take is said again
 RETRY_DISK = 2.0  # seconds until a full disk is tried again
 
 
@@ -200,7 +203,7 @@ class Coordinator:
         """Wait for something to happen, take in all that has, carry out what the core wants."""
         wait = self._due() - self._now()
         try:
-            items = [self._inbox.get(timeout=None if wait == inf else max(wait, 0.0))]
+            items = [take(self._inbox, None if wait == inf else wait)]
         except queue.Empty:
             items = []
         while not self._inbox.empty():
@@ -210,8 +213,7 @@ class Coordinator:
         if self._now() >= self.core.wake:
             self._feed(Tick())
         if self._now() >= self._listen_at:
-            self._listen_at = self._now() + LISTEN_AGAIN
-            self._control.subscribe(self.topics.device("+", "status"))
+            self._repeat()
         self._settle()
         self._say(self._now())
 
@@ -368,6 +370,28 @@ class Coordinator:
         self._outgoing.append("")  # a checkpoint, once everything is said
 
     def _speak(self, one: Action | str) -> None:
+        """Say it; what the broker cannot take now is made good later, by a repeat of all that is retained or by the
+        devices' own repeats."""
+        try:
+            self._say_one(one)
+        except ProtocolError as error:  # the broker is slower than we are, or takes less than it should
+            self.alarms["broker"] = str(error)
+            log.error("not said: %s", error)
+            self._listen_at = min(self._listen_at, self._now() + REPEAT)
+
+    def _repeat(self) -> None:
+        """Look at all retained births again, and say what was not taken before."""
+        self._listen_at = self._now() + LISTEN_AGAIN
+        self._control.subscribe(self.topics.device("+", "status"))
+        if self.alarms.pop("broker", ""):
+            try:
+                self._publisher.again_control()
+                self._publisher.again_bulk()
+            except ProtocolError as error:
+                self.alarms["broker"] = str(error)
+                self._listen_at = self._now() + REPEAT
+
+    def _say_one(self, one: Action | str) -> None:
         if one == "":
             self._checkpoint()
         elif isinstance(one, str):
@@ -415,4 +439,13 @@ class Coordinator:
         fields |= {"bytes_up": self._bytes_up, "bytes_down": self._publisher.bytes_down}
         core = self.core
         message = RoundSummary(round=core.round, epoch=core.epoch, phase=core.phase.value, fields=fields)
-        self._control.publish(self.topics.coordinator("round"), message.encode(), retain=True)
+        topic = self.topics.coordinator("round")
+        try:
+            self._control.publish(topic, message.encode(), retain=True)
+        except TooLarge:  # a large fleet behind a broker of small packets: the figures without the devices
+            self.counts["summary without devices"] += 1
+            fields = {**fields, "devices": {}}
+            with contextlib.suppress(ProtocolError):
+                self._control.publish(topic, message.model_copy(update={"fields": fields}).encode(), retain=True)
+        except ProtocolError:  # the next one comes in a moment
+            self.counts["summaries left out"] += 1

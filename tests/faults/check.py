@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coordinator.events import Open
 from coordinator.journal import Record
+from coordinator.ledger import Resumed
 from coordinator.rounds import Phase
 from coordinator.service import Coordinator
 from device_runtime.events import StartTraining
@@ -55,6 +57,7 @@ class Check:
         self.contents = {(block, 0): digest(vector) for block, vector in blocks.items()}  # (block, version) -> digest
         self.epochs: set[int] = set()  # of the runs that were begun
         self.round = 0  # last committed
+        self.plans: dict[int, list[dict[str, Assignment]]] = defaultdict(list)
         self.opened: dict[int, dict[str, Assignment]] = {}
         self.updates: dict[int, dict[str, tuple[str, Record, bytes]]] = defaultdict(dict)  # round -> device -> ...
         self.counted: set[tuple[str, str]] = set()  # (device, update id) in any commit
@@ -72,28 +75,25 @@ class Check:
 
     # -- the journal -----------------------------------------------------------------------------------
 
-    def durable(self, life: Coordinator) -> None:
-        """Everything in the journal is on disk now."""
+    def durable(self, life: Coordinator, blocks: Mapping[str, Vector]) -> None:
+        """Everything in the journal is on disk now, and these are the blocks that it led to."""
         for record in life.ledger.journal.records(self._seen + 1):
             self._seen = record.position
             if record.kind == "run":
                 self.epochs.add(record.header["epoch"])
                 self.hold(len(self.epochs) == 1, 2, f"the run was begun anew: epochs {self.epochs}")
             elif record.kind == "open":
-                self._open(life, record.header)
+                self._open(record.header)
             elif record.kind == "update":
                 self._update(life, record)
             elif record.kind == "commit":
-                self._commit(life, record.header)
+                self._commit(life, record.header, blocks)
 
-    def _open(self, life: Coordinator, header: Mapping[str, Any]) -> None:
-        round, registry = header["round"], life.core.registry
-        self.hold(round == self.round + 1, 2, f"round {round} begins after round {self.round}")
-        self.hold(round not in self.opened, 1, f"round {round} begins twice")
-        self.opened[round] = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
-        for device, a in self.opened[round].items():
-            if device not in registry.devices:
-                continue  # opened in the life before; it was checked with what that life knew
+    def planned(self, life: Coordinator, action: Open) -> None:
+        """The core has decided on a round's assignments, knowing what it now knows of the devices."""
+        registry = life.core.registry
+        self.plans[action.round].append(dict(action.assignments))
+        for device, a in action.assignments.items():
             known = registry.devices[device].status
             told = any(
                 (b.boot, b.modalities, b.windows) == (known.boot, known.modalities, known.windows)
@@ -107,6 +107,14 @@ class Check:
                 self.hold(cost.seconds(a.steps) <= a.seconds * (1 + 1e-6), 5, f"{device}: more seconds than its budget")
             if a.joules:
                 self.hold(cost.joules(a.steps) <= a.joules * (1 + 1e-6), 5, f"{device}: more joules than its budget")
+
+    def _open(self, header: Mapping[str, Any]) -> None:
+        round = header["round"]
+        self.hold(round == self.round + 1, 2, f"round {round} begins after round {self.round}")
+        self.hold(round not in self.opened, 1, f"round {round} begins twice")
+        self.opened[round] = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
+        self.hold(self.opened[round] in self.plans[round], 5, f"round {round} begins with assignments nobody planned")
+        for device, a in self.opened[round].items():
             for block, version in a.versions.items():
                 self.hold(version == self.versions[block], 3, f"{device} is to begin from {block} {version}")
 
@@ -130,7 +138,7 @@ class Check:
                 same = bytes(sent.blocks[block].delta.data) == body[start : start + size]
                 self.hold(same, 8, f"{device}, block {block}: the journal holds other bytes than were sent")
 
-    def _commit(self, life: Coordinator, header: Mapping[str, Any]) -> None:
+    def _commit(self, life: Coordinator, header: Mapping[str, Any], blocks: Mapping[str, Vector]) -> None:
         round, named = header["round"], list(header["updates"])
         stored = self.updates[round]
         self.hold(round == self.round + 1, 2, f"round {round} is committed after round {self.round}")
@@ -143,20 +151,22 @@ class Check:
             self.counted.add(key)
         missing = self.accepted[round] - {(by_id[id][0], id) for id in named}
         self.hold(not missing, 8, f"round {round} lacks updates that were accepted: {sorted(missing)}")
-        self._compare(life, round, [by_id[id] for id in sorted(named, key=lambda id: by_id[id][0])])
+        self._compare(life, blocks, round, [by_id[id] for id in sorted(named, key=lambda id: by_id[id][0])])
         for block, version in header["versions"].items():
             self.hold(
                 version == self.versions[block] + 1, 3, f"{block}: version {version} after {self.versions[block]}"
             )
             self.versions[block] = version
-            self.blocks[block] = life.blocks[block]
-            self.hold(digest(life.blocks[block]) == header["digests"][block], 4, f"{block}: digest of the commit")
+            self.blocks[block] = blocks[block]
+            self.hold(digest(blocks[block]) == header["digests"][block], 4, f"{block}: digest of the commit")
             self.contents[block, version] = header["digests"][block]
         self.round = round
         here, asked = {by_id[id][0] for id in named}, self.world.honest & set(self.opened[round])
         self.complete.append(bool(asked) and self.world.honest <= set(life.core.registry.ready()) and asked <= here)
 
-    def _compare(self, life: Coordinator, round: int, used: list[tuple[str, Record, bytes]]) -> None:
+    def _compare(
+        self, life: Coordinator, blocks: Mapping[str, Vector], round: int, used: list[tuple[str, Record, bytes]]
+    ) -> None:
         """Delta_m = tau sum p_i Delta_i / a_i, written down once more and plainly."""
         momentum = life.strategy.local().momentum
         for block, before in self.blocks.items():
@@ -170,23 +180,21 @@ class Check:
                 for n, a, (_, (start, size, dtype, _), body) in zip(samples, steps, trained, strict=True):
                     delta = np.frombuffer(body[start : start + size], dtype).astype(np.float64)
                     expected = expected + tau * n / sum(samples) * delta / a
-            close = np.allclose(life.blocks[block], expected, rtol=1e-5, atol=1e-6)
+            close = np.allclose(blocks[block], expected, rtol=1e-5, atol=1e-6)
             self.hold(close, 4, f"round {round}, block {block}: not the aggregation of the updates named")
 
     # -- the coordinator -------------------------------------------------------------------------------
 
-    def resumed(self, life: Coordinator) -> None:
-        """A new life has read its past."""
-        self.durable(life)
-        core = life.core
-        self.hold(core.round == self.round + 1, 2, f"resumed at round {core.round}, committed was {self.round}")
+    def resumed(self, life: Coordinator, at: Resumed) -> None:
+        """A new life has read its past and has said nothing yet."""
+        self.durable(life, at.blocks)
+        self.hold(at.round == self.round + 1, 2, f"resumed at round {at.round}, committed was {self.round}")
         for block, vector in self.blocks.items():
-            self.hold(digest(life.blocks[block]) == digest(vector), 2, f"block {block} has other bits after a restart")
-        self.hold(core.versions == self.versions, 3, f"versions {core.versions} after a restart, were {self.versions}")
-        if core.round in self.opened:
-            kept = {device: head.id for device, head in core.stored.items()}
-            on_disk = {device: id for device, (id, _, _) in self.updates[core.round].items()}
-            self.hold(kept == on_disk, 2, f"round {core.round} goes on with {kept}, on disk are {on_disk}")
+            self.hold(digest(at.blocks[block]) == digest(vector), 2, f"block {block} has other bits after a restart")
+        self.hold(at.versions == self.versions, 3, f"versions {at.versions} after a restart, were {self.versions}")
+        kept = {device: head.id for device, head in at.stored.items()}
+        on_disk = {device: id for device, (id, _, _) in self.updates[at.round].items()}
+        self.hold(kept == on_disk, 2, f"round {at.round} goes on with {kept}, on disk are {on_disk}")
 
     def stepped(self, life: Coordinator) -> None:
         """The loop has turned once."""

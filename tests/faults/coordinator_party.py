@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator import service
+from coordinator.events import Open
 from coordinator.rounds import Pace
 from coordinator.service import Coordinator
 from coordinator.strategies.base import Strategy
@@ -109,18 +110,37 @@ class CoordinatorParty:
             return checkpoint(*given, **more)
 
         life.ledger.checkpoint = frail_checkpoint  # type: ignore[method-assign]
-        frail = FrailJournal(life.ledger.journal, self.fuse, self.disk, lambda: world.check.durable(life))
+        frail = FrailJournal(life.ledger.journal, self.fuse, self.disk, lambda: world.check.durable(life, life.blocks))
         life.ledger.journal = frail  # type: ignore[assignment]
+        self._watch(life)
         self.life = life
         if world.random_crash_while_resuming(self.random):
             self.fuse.light(self.random.randint(0, 12))
         self._guard(self._open)
 
+    def _watch(self, life: VirtualCoordinator) -> None:
+        """Have the check look at what a life resumes from and at what its core decides."""
+        resume, handle, check = life.ledger.resume, life.core.handle, self.world.check
+
+        def watched_resume(*given: Any) -> Any:
+            at = resume(*given)
+            check.resumed(life, at)
+            return at
+
+        def watched_handle(event: Any, now: float) -> Any:
+            actions = handle(event, now)
+            for action in actions:
+                if isinstance(action, Open):
+                    check.planned(life, action)
+            return actions
+
+        life.ledger.resume = watched_resume  # type: ignore[method-assign]
+        life.core.handle = watched_handle  # type: ignore[method-assign]
+
     def _open(self) -> None:
         life = self.life
         assert life is not None
         life._resume()
-        self.world.check.resumed(life)
         will = Will(life.topics.coordinator("state"), CoordinatorState(online=False, boot=life.boot).encode(), 1)
         for link, name, parting in zip(self.links, ("control", "bulk"), (will, None), strict=True):
             link.open(lambda event, name=name, life=life: self._heard(life, name, event), parting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ class Verdict:
 
 
 class Network(FaultyTransport):
-    """Loses messages on their way to subscribers, but nothing retained on its way to the broker: of QoS 1 a broker has
+    """Loses and reorders messages, but nothing retained on its way to the broker: of QoS 1 a broker has, in order,
     what it acknowledged, and what it did not acknowledge before a cut is published again after it."""
 
     def publish(
@@ -54,7 +55,7 @@ class Network(FaultyTransport):
     ) -> None:
         before = self.faults
         if retain:
-            self.faults = replace(before, drop=0.0)
+            self.faults = replace(before, drop=0.0, reorder=0.0)
         try:
             super().publish(topic, payload, qos=qos, retain=retain, expiry=expiry)
         finally:
@@ -167,6 +168,9 @@ class World:
                 self.coordinator.leave()
         except AssertionError as error:
             violation = str(error) or repr(error)
+        except Exception as error:  # a party fell over: its shell would have died of this
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            violation = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}: {error}"
         finally:
             self._close()
         check = self.check
