@@ -54,7 +54,6 @@ from protocol.messages import Report, Status, Telemetry
 from protocol.topics import Topics
 from protocol.transport import Connected, Received, Transport, Will
 from protocol.waiting import take
-from protocol.waiting import take
 
 log = logging.getLogger("relief.device")
 
