@@ -78,5 +78,6 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind((host, port))
         except OSError as error:
             raise ValueError(f"{host}:{port} cannot be served on: {error.strerror}; choose another --port") from None
+        listener.listen()  # who comes before the server is ready waits instead of being turned away
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield listener

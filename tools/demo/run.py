@@ -18,6 +18,7 @@ from protocol.memory import MemoryTransport
 from protocol.mqtt import MqttTransport
 from protocol.transport import Transport
 from sensors.locate import NAMES
+from tools.demo.page import page
 from tools.demo.plan import QUOTAS, Plan, configuration, plan
 from tools.demo.processes import Processes
 from tools.demo.recordings import recordings
@@ -36,6 +37,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
     secure: Annotated[bool, typer.Option("--secure", help="Certificates for everybody, and an access list.")] = False,
+    dashboard: Annotated[bool, typer.Option(help="Serve the live page.")] = True,
 ) -> None:
     """Run a fleet of eight devices on this machine, with RELIEF and then with FedAvg, and compare them.
 
@@ -44,13 +46,13 @@ def demo(
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _demo(console, data, rounds, folder / time.strftime("demo-%Y%m%d-%H%M%S"), seed, secure)
+        _demo(console, data, rounds, folder / time.strftime("demo-%Y%m%d-%H%M%S"), seed, secure, dashboard)
     except KeyboardInterrupt:
         console.print("stopped: every process of the demo has ended")
         raise typer.Exit(130) from None
 
 
-def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, secure: bool) -> None:
+def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, secure: bool, dashboard: bool) -> None:
     folder.mkdir(parents=True)
     demo = plan(recordings(data, folder / "data"), data)
     console.print(f"Recordings: {demo.note}")
@@ -67,12 +69,14 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, sec
             identities = folder.resolve() / "broker" / "identities" / "demo" if secure else None
             meet = BrokerConfig(port=broker.port, identities=identities)
             view = MqttTransport(meet, "operator-demo-display")
-            relief, fedavg = _both(console, processes, view, demo, folder, rounds, seed, meet)
+            relief, fedavg = _both(console, processes, view, demo, folder, rounds, seed, meet, dashboard=dashboard)
     except BrokerFailed as error:
         if secure:
             raise
         console.print(f"[yellow]No Mosquitto here ({error}).[/]")
-        console.print("All parties run in this process over the in-memory transport instead, without CPU shares.")
+        console.print(
+            "All parties run in this process over the in-memory transport instead, without CPU shares or page."
+        )
         with Threads(folder / "logs") as threads:
             view_in = MemoryTransport(threads.memory, "operator-demo-display")
             meet = BrokerConfig(transport="memory")
@@ -92,12 +96,14 @@ def _both(
     rounds: int,
     seed: int,
     meet: BrokerConfig,
+    *,
+    dashboard: bool = False,
 ) -> tuple[Run, Run]:
     """RELIEF, then FedAvg, on the same devices."""
     files = {
         method: _write(demo, folder, meet, method, count, seed) for method, count in (("relief", rounds), ("fedavg", 0))
     }
-    with Watch("demo", view) as watch:
+    with page(console, files["relief"], folder / "logs", wanted=dashboard), Watch("demo", view) as watch:
         for device in demo.devices:
             parties.device(device.id, files["relief"])
         relief = _run(console, parties, watch, folder, "relief", files["relief"])
@@ -119,6 +125,7 @@ def _broker(demo: Plan, folder: Path, secure: bool) -> Broker:
     for device in demo.devices:
         directory.add_device("demo", device.id)
     directory.add_operator("demo", "demo", "display")
+    directory.add_operator("demo", "demo", "dashboard")
     directory.save()
     return secured(directory, 0)
 
