@@ -116,10 +116,10 @@ class Rounds:
     # -- what arrives ------------------------------------------------------------------------------
 
     def _status(self, event: StatusArrived, now: float, actions: list[Action]) -> None:
-        if not self.registry.arrive(event.device, event.status, now):
-            return
-        actions.append(Say())
-        # A device that is born again has lost its assignment; what it finished before comes from its outbox.
+        if self.registry.arrive(event.device, event.status, now):
+            actions.append(Say())
+        # A device that is born again may have lost its assignment, even where nothing else about it has changed: it was
+        # gone for less than its will's delay. What it finished before comes from its outbox.
         waiting = self.phase is Phase.TRAINING and event.device in self.assignments and event.device not in self.stored
         if event.status.online and waiting:
             self.declined.pop(event.device, None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,6 +130,9 @@ class Check:
         assert a is not None
         foreign = set(head["blocks"]) - set(a.steps)
         self.hold(not foreign, 5, f"{device}'s update touches {sorted(foreign)}, which it was not assigned")
+        for block, (version, steps) in head["blocks"].items():
+            self.hold(version == a.versions[block], 9, f"{device}, block {block}: trained from version {version}")
+            self.hold(1 <= steps <= a.steps[block], 5, f"{device}, block {block}: {steps} steps of {a.steps[block]}")
         if device in self.world.honest:
             sent = self.sent.get((device, id))
             self.hold(sent is not None, 8, f"{device} never made the update {id}")
@@ -241,6 +244,11 @@ class Check:
 
     def born(self, device: str, status: Status) -> None:
         self.births[device].append(status)
+
+    def kept(self, device: str, outbox: set[str], backlog: Container[str]) -> None:
+        """A device has carried out what its agent wanted."""
+        lost = {update for update in outbox if update not in backlog}
+        self.hold(not lost, 10, f"{device} has {sorted(lost)} in its outbox and will not send them")
 
     def trained(self, update: Update) -> None:
         self.sent[update.device, update.id] = update

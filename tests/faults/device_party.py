@@ -123,6 +123,7 @@ class DeviceParty:
         assert self.agent is not None
         for action in self.agent.handle(event, self.world.clock.now):
             self._do(action)
+        self.world.check.kept(self.name, {e.update for e in self.outbox.entries}, self.agent._backlog)
 
     def _guard(self, deed: Callable[[], None]) -> None:
         try:
