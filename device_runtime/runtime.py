@@ -43,6 +43,8 @@ from device_runtime.events import (
 )
 from device_runtime.joules import ConfiguredWatts, Joules, meter
 from device_runtime.listen import heard
+from device_runtime.local import AlreadyRunning, Asked, LocalSocket
+from device_runtime.notify import Notify
 from device_runtime.outbox import Outbox
 from device_runtime.power import Limits, Meter
 from device_runtime.predictor import Predictor
@@ -52,7 +54,7 @@ from protocol.chunks import chunk_size, split
 from protocol.errors import Congested, ProtocolError
 from protocol.messages import Report, Status, Telemetry
 from protocol.topics import Topics
-from protocol.transport import Connected, Received, Transport, Will
+from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
 from protocol.waiting import take
 
 log = logging.getLogger("relief.device")
@@ -81,6 +83,8 @@ class Runtime:
         self.topics = Topics(settings.fleet)
         self.outbox = Outbox(self.config.folder / "outbox", self.config.outbox_bytes)
         self.bytes_up = self.bytes_down = 0
+        self.trouble = ""  # why the connection was last lost
+        self.began = time.monotonic()
         self._transport, self._sensing = transport, sensing
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self.joules, self.meter = self._energy()
@@ -109,6 +113,8 @@ class Runtime:
         self._stirred, self._look_at = False, 0.0
         self._max_payload = 0
         self._telemetry_at, self._health_at = math.inf, 0.0
+        self._notify, self._alive_at = Notify(), 0.0
+        self._local = LocalSocket(self.config.folder, self._queue.put)
         self._ended: _Stop | None = None
         self._code = 0
         self._logged: set[str] = set()
@@ -121,17 +127,21 @@ class Runtime:
                 return metered, metered.meter
         return ConfiguredWatts(self.config.watts, time.monotonic), None
 
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """The modalities that this device has by its configuration, whether they deliver now or not."""
+        live = self.config.live
+        return tuple(m for s in live.sensors for m in s.modalities) if live else tuple(self._sensing.modalities)
+
     def _predictor(self) -> Predictor | None:
         wanted = self.config.inference
         if wanted is None:
             return None
-        live = self.config.live
-        owned = [m for s in live.sensors for m in s.modalities] if live else list(self._sensing.modalities)
         return Predictor(
             wanted.kit,
             self._sensing.latest,
             lambda prediction: self._queue.put(Predicted(prediction)),
-            owned=tuple(owned),
+            owned=self.owned,
             every=wanted.every,
             providers=wanted.providers,
         )
@@ -145,12 +155,20 @@ class Runtime:
         if self.outbox.torn:
             log.warning("outbox: %d damaged files were removed", self.outbox.torn)
         self._say_problem()
+        try:
+            silent = self._local.open()
+        except AlreadyRunning as error:
+            log.error("%s", error)
+            return 1
+        if silent:
+            log.warning("local socket: %s", silent)
         death = Status(online=False, boot=self.boot, reason="connection lost")
         will = Will(self.topics.device(self.config.id, "status"), death.encode(), self.config.will_delay)
         self._sensing.open(self._stir)
         if self.predictor:
             self.predictor.open()
         self._transport.open(self._queue.put, will)
+        self._notify.ready(f"device {self.config.id}")
         if self.config.telemetry:
             self._telemetry_at = time.monotonic() + self.config.telemetry
         try:
@@ -173,15 +191,22 @@ class Runtime:
             self._ended = item
         elif isinstance(item, _Stirred):
             self._stirred = True
+        elif isinstance(item, Asked):
+            item.answer(telemetry.values(self) | telemetry.identity(self))
         elif isinstance(item, Received):
             self._received(item)
         else:
             if isinstance(item, Connected):
                 self._max_payload = item.max_payload
+            elif isinstance(item, (Lost, Stopped)):
+                self.trouble = item.reason
             self._tell(item)  # type: ignore[arg-type]  # the queue holds nothing but events besides
         now = time.monotonic()
         if self._stirred and now >= self._look_at:
             self._look(now)
+        if now >= self._alive_at:
+            self._alive_at = now + self._notify.every
+            self._notify.alive("connected" if self.agent.connected else "not connected")
         if now >= self._health_at:
             self._health_at = now + HEALTH
             self._tell(Health(self.condition.look()))
@@ -324,6 +349,8 @@ class Runtime:
 
     def _close(self) -> None:
         reason = self._ended.reason if self._ended else "an error in the runtime"
+        self._notify.stopping()
+        self._local.close()
         self._sensing.close()
         if self.predictor:
             self.predictor.close()

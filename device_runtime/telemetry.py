@@ -55,6 +55,23 @@ def values(runtime: Runtime) -> dict[str, Any]:
     return found
 
 
+def identity(runtime: Runtime) -> dict[str, Any]:
+    """What somebody at the machine itself wants to know besides."""
+    agent, status = runtime.agent, runtime.agent.status
+    return {
+        "device": runtime.config.id,
+        "boot": runtime.boot,
+        "pid": os.getpid(),
+        "seconds": time.monotonic() - runtime.began,
+        "connected": agent.connected,
+        "trouble": runtime.trouble,
+        "coordinator": bool(agent.coordinator and agent.coordinator.online),
+        "modalities": sorted(status.modalities),
+        "owned": sorted(runtime.owned),
+        "can_train": status.can_train,
+    }
+
+
 def power(runtime: Runtime) -> dict[str, Any]:
     """Watts with their source, and what else the board says about its state."""
     found: dict[str, Any] = {"power_source": runtime.joules.source}

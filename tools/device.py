@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,8 @@ import typer
 
 # A device computes on one thread; each further one would cost memory before it did anything. Read when numpy is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+COLOURS = ("green", "yellow", "red")
 
 app = typer.Typer(no_args_is_help=True, help="One device of a fleet: senses, trains, reports.")
 
@@ -45,6 +48,32 @@ def run(config: Config, device: Id = None, verbose: bool = False) -> None:
     sys.stdout.flush()
     # Everything is closed. The interpreter's own end would take torch apart for a second, maybe under a running step.
     os._exit(code)
+
+
+@app.command()
+def check(config: Config, device: Id = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Look at everything a device needs, one line each; the exit code is the worst: 0 good, 1 to look at, 2 broken."""
+    from device_runtime.checks import Level, examine
+    from device_runtime.config import settings
+    from protocol.errors import ConfigError
+
+    try:
+        known = settings(config, device)
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    worst = Level.OK
+    for result in examine(known):
+        worst = max(worst, result.level)
+        if as_json:
+            plain = {"check": result.check, "level": result.level.name, "told": result.told, "todo": result.todo}
+            typer.echo(json.dumps(plain))
+        else:
+            mark = typer.style(f"{result.level.name:<4}", fg=COLOURS[result.level], bold=True)
+            typer.echo(
+                f"{mark} {result.check:<12} {result.told}" + (f"\n{'':18}-> {result.todo}" if result.todo else "")
+            )
+    raise typer.Exit(int(worst))
 
 
 def _live(settings: object) -> int:
