@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from protocol import tls
+from protocol.client import Trouble, connect, fresh, hang_up, properties
 from protocol.config import BrokerConfig
 from protocol.errors import Congested, TooLarge
 from protocol.refusals import NOT_AUTHORISED, WRONG_VERSION, ends_for_good, remedy
@@ -102,11 +101,11 @@ class MqttTransport:
         if window is None:
             self.counts["dropped while down"] += 1
             return
-        properties = None
+        extra = None
         if expiry is not None and self._version == MQTTProtocolVersion.MQTTv5:
-            properties = _properties(PacketTypes.PUBLISH, MessageExpiryInterval=expiry)
+            extra = properties(PacketTypes.PUBLISH, MessageExpiryInterval=expiry)
         try:
-            window.put(Publish(topic, bytes(payload), min(qos, window.max_qos), retain, properties))
+            window.put(Publish(topic, bytes(payload), min(qos, window.max_qos), retain, extra))
         except (TooLarge, Congested) as error:
             self.counts[type(error).__name__] += 1
             raise
@@ -119,10 +118,9 @@ class MqttTransport:
         if window is not None and clean:
             window.drain(GOODBYE, self._ended)
             self._closing.set()
-            properties = None
-            if self._version == MQTTProtocolVersion.MQTTv5:
-                properties = _properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
-            window.client.disconnect(properties=properties)
+            five = self._version == MQTTProtocolVersion.MQTTv5
+            ending = properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0) if five else None
+            window.client.disconnect(properties=ending)
             self._ended.wait(GOODBYE)
         self._closing.set()
         self._ended.set()
@@ -166,7 +164,7 @@ class MqttTransport:
 
     def _one_connection(self) -> tuple[int, str]:
         """Connect, stay until the end, say why it ended."""
-        where, trouble = self._config.where, _Trouble()
+        where, trouble = self._config.where, Trouble()
         self._connected_at = self._network = self._end = None
         self._hung_up = False
         self._ended.clear()
@@ -176,15 +174,14 @@ class MqttTransport:
         except OSError as error:
             return NOT_AUTHORISED, tls.unusable(self._config, error)
         try:
-            client.connect(self._config.host, self._config.port, self._config.keepalive, **self._start_clean())
-            client.loop_start()
+            connect(client, self._config, self._version, self._will)
             self._watch(client)
         except (OSError, ValueError) as error:
             told, ours = tls.explain(self._config, str(error))
             return (NOT_AUTHORISED if ours else 0), told or f"broker {where} cannot be reached: {error}"
         finally:
             self._window = None
-            _hang_up(client)
+            hang_up(client)
         self._hung_up = self._network is None and self._ended.is_set()
         told, ours = tls.explain(self._config, trouble.last)
         if not told and self._network is None and not self._closing.is_set():
@@ -206,41 +203,12 @@ class MqttTransport:
                 self.counts["network thread died"] += 1
                 return
 
-    def _client(self, trouble: _Trouble) -> Client:
-        five = self._version == MQTTProtocolVersion.MQTTv5
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self.identity,
-            protocol=self._version,
-            clean_session=None if five else True,
-            reconnect_on_failure=False,
-        )
-        client.suppress_exceptions = True
-        client.enable_logger(trouble.logger)
-        client.connect_timeout = self._config.connect_timeout
-        client.max_inflight_messages_set(0)  # Window keeps the broker's limit, which paho does not read
-        if self._config.username is not None:
-            client.username_pw_set(self._config.username, self._config.password)
-        context = tls.client_context(self._config)
-        if context is not None:
-            client.tls_set_context(context)
-        if self._will is not None:
-            properties = None
-            if five:
-                properties = _properties(PacketTypes.WILLMESSAGE, WillDelayInterval=self._will.delay)
-            client.will_set(self._will.topic, self._will.payload, qos=1, retain=True, properties=properties)
-        client.on_socket_open = _no_delay
+    def _client(self, trouble: Trouble) -> Client:
+        client = fresh(self._config, self.identity, self._version, self._will, trouble)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_message, client.on_publish = self._on_message, self._on_publish
         client.on_subscribe = self._on_subscribe
         return client
-
-    def _start_clean(self) -> dict[str, Any]:
-        if self._version != MQTTProtocolVersion.MQTTv5:
-            return {}
-        # A session that ends publishes its will at once, whatever the will's delay: let it last as long.
-        expiry = self._will.delay if self._will else 0
-        return {"clean_start": True, "properties": _properties(PacketTypes.CONNECT, SessionExpiryInterval=expiry)}
 
     # -- paho's callbacks, in its network thread: they record, enqueue, and never raise or wait -------------------
 
@@ -315,42 +283,6 @@ class MqttTransport:
         except Exception:
             self.counts["inbox raised"] += 1
             log.exception("%s: the inbox raised at %s", self.identity, type(event).__name__)
-
-
-class _Trouble(logging.Handler):
-    """Keeps paho's last error, which it only logs: the text of a TLS alert is nowhere else."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.last = ""
-        self.logger = logging.Logger("paho", logging.ERROR)
-        self.logger.addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
-
-
-def _properties(packet: int, **values: int) -> Properties:
-    properties = Properties(packet)  # type: ignore[no-untyped-call]
-    for name, value in values.items():
-        setattr(properties, name, value)
-    return properties
-
-
-def _no_delay(client: Client, _: Any, sock: Any) -> None:
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _hang_up(client: Client) -> None:
-    """End the connection without a word and wait for paho's thread."""
-    sock = client.socket()
-    if sock is not None:
-        with suppress(OSError, ValueError):
-            # The plain socket's shutdown: SSLSocket's own pulls the TLS state from under paho's thread.
-            socket.socket.shutdown(cast(socket.socket, sock), socket.SHUT_RDWR)
-    with suppress(AttributeError):  # paho reads its thread twice, and the thread unsets it when it ends
-        client.loop_stop()
 
 
 def _ignore(event: Event) -> None:
