@@ -150,6 +150,9 @@ class Ledger:
                 at.begun, at.epoch = True, max(at.epoch, int(header["epoch"]))
             elif _round_of(header) < at.round:
                 continue
+            elif record.kind != "commit" and _round_of(header) > at.round:
+                # Written in one batch with the commit before it, of which a crash left only this: it never happened.
+                continue
             elif record.kind == "open":
                 at.assignments = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
                 at.scales.update({m: (c, w) for m, (c, w) in header["scales"].items()})

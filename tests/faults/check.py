@@ -75,10 +75,15 @@ class Check:
 
     # -- the journal -----------------------------------------------------------------------------------
 
-    def durable(self, life: Coordinator, blocks: Mapping[str, Vector]) -> None:
-        """Everything in the journal is on disk now, and these are the blocks that it led to."""
+    def durable(self, life: Coordinator, blocks: Mapping[str, Vector], *, torn: bool = False) -> None:
+        """Everything in the journal is on disk now, and these are the blocks that it led to.
+
+        `torn`: a crash may have left the end of a batch without its beginning, which then counts for nothing.
+        """
         for record in life.ledger.journal.records(self._seen + 1):
             self._seen = record.position
+            if torn and record.kind == "open" and record.header["round"] > self.round + 1:
+                continue
             if record.kind == "run":
                 self.epochs.add(record.header["epoch"])
                 self.hold(len(self.epochs) == 1, 2, f"the run was begun anew: epochs {self.epochs}")
@@ -190,7 +195,7 @@ class Check:
 
     def resumed(self, life: Coordinator, at: Resumed) -> None:
         """A new life has read its past and has said nothing yet."""
-        self.durable(life, at.blocks)
+        self.durable(life, at.blocks, torn=True)
         self.hold(at.round == self.round + 1, 2, f"resumed at round {at.round}, committed was {self.round}")
         for block, vector in self.blocks.items():
             self.hold(digest(at.blocks[block]) == digest(vector), 2, f"block {block} has other bits after a restart")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from protocol.chunks import split
-from protocol.messages import BlockWork, Tensor, Update
+from protocol.messages import BlockWork, Tensor, Update, update_id
 from tests.faults.device_party import DeviceParty
 
 
@@ -21,7 +21,17 @@ class LyingParty(DeviceParty):
     def _keep(self, id: str, update: Update) -> None:
         if self.random.random() < 0.5:
             update = self.last = self.twisted(update)
+        else:
+            self.world.clock(self.random.uniform(0.1, 1.0), lambda: self._send_twin(update))
         self.outbox.put(id, update.assignment, update.encode())
+
+    def _send_twin(self, update: Update) -> None:
+        """The same work once more, as if another life of this device had done it."""
+        boot = f"{self.boot}.twin"
+        twin = update.model_copy(update={"boot": boot, "id": update_id(self.name, boot, update.assignment)})
+        if self.link is not None and self.agent is not None:
+            for chunk in split(twin.id, twin.encode(), 300):
+                self.link.publish(self.topics.device(self.name, "update"), chunk.encode())
 
     def twisted(self, update: Update) -> Update:
         """The update with one thing wrong."""
