@@ -79,6 +79,7 @@ def test_after_kill_9_of_the_broker_retained_state_is_back_within_one_reconnect(
             elif not event.topic.endswith("manifest") and (whole := reassembly.add(decode(Chunk, event.payload))):
                 seen["acc"] = whole
         assert seen == {"state": b"b1", "acc": vector.tobytes()}
+        print(f"after kill -9, persistence {persistence}: state and blocks in {time.monotonic() - began:.2f} s")
         assert time.monotonic() - began < 2
 
 
@@ -179,7 +180,8 @@ def test_a_device_that_misses_200_model_versions_costs_the_broker_nothing(opened
         _versions(opened[0], "ward", 2)
         before = process.memory_info().rss
         _versions(opened[0], "ward", 200)
-        assert process.memory_info().rss - before < 8 << 20
+        grown = process.memory_info().rss - before
+        assert grown < 8 << 20
         again = _party(opened, broker.port, "d1")
         again.transport.subscribe("ward/block/#")
         chunks = [again.next(Received) for _ in range(9)]
@@ -192,7 +194,9 @@ def test_a_device_that_misses_200_model_versions_costs_the_broker_nothing(opened
         keeper.crash()
         before = process.memory_info().rss
         _versions(opened[0], "ward", 40)
-        assert process.memory_info().rss - before > 20 << 20
+        kept = process.memory_info().rss - before
+        print(f"200 versions missed: {grown / 1e6:.1f} MB; a kept session and 40 versions: {kept / 1e6:.0f} MB")
+        assert kept > 20 << 20
 
 
 # -- storms -----------------------------------------------------------------------------------------------------------
