@@ -48,6 +48,7 @@ from device_runtime.notify import Notify
 from device_runtime.outbox import Outbox
 from device_runtime.power import Limits, Meter
 from device_runtime.predictor import Predictor
+from device_runtime.progress import Progress
 from device_runtime.sensing import Sensing, scale
 from device_runtime.worker import Worker, torch_is_here
 from protocol.chunks import chunk_size, split
@@ -91,7 +92,10 @@ class Runtime:
         self.condition = Condition(Limits(self.config.max_celsius, self.config.min_battery))
         trains = self.config.train and torch_is_here()
         share = min(1.0, self.config.quota or 1.0)  # training runs on one thread
-        self.worker = Worker(self.config.id, self.boot, self._queue.put, self.joules, share) if trains else None
+        progress = Progress(self.config.folder)
+        self.worker = (
+            Worker(self.config.id, self.boot, self._queue.put, self.joules, progress, share) if trains else None
+        )
         birth = Status(
             online=True,
             boot=self.boot,

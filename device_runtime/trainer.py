@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device_runtime.features import Features, ResidentFeatures
+from device_runtime.progress import Progress, State
 from device_runtime.stopwatch import BlockTime, Stopwatch
 from models.cost import block_costs
 from models.local import Local, batches, kept
@@ -70,6 +71,8 @@ def train(
     resident: ResidentFeatures | None = None,
     base_of: Mapping[str, object] | None = None,
     window_ids: npt.NDArray[np.int64] | None = None,
+    progress: Progress | None = None,
+    resume: State | None = None,
 ) -> Trained:
     """Train the blocks in `steps` for their number of local steps; the network holds the base and ends up trained.
 
@@ -78,6 +81,7 @@ def train(
     stop       asked before every step: True ends training there, with `partial` set
     resident   features of frozen encoders kept across rounds (lora without encoder adapters), told apart by
                `base_of` (modality -> digest of its frozen weights) and `window_ids`
+    progress   where training is kept from time to time and when it is stopped; `resume` goes on from there
     With `local.zero_fill` every modality of the model is present, absent ones as zeros. Raises TrainingError.
     """
     run = _Run(network, x, y, steps, local, device, round)
@@ -85,17 +89,20 @@ def train(
         ids = window_ids if window_ids is not None else np.arange(run.windows)
         run.cache = {m: resident.of(m, ((base_of or {}).get(m), local.double), ids) for m in run.present}
     started, computed_before = time.perf_counter(), {m: f.computed for m, f in run.cache.items()}
+    before = resume.seconds if resume else 0.0
     partial = False
-    for t in range(run.total):
-        if stop():
-            partial = True
+    for t in range(run.restore(resume) if resume else 0, run.total):
+        partial = stop()
+        if progress and (partial or progress.due()):
+            progress.save(run.state(t, before + time.perf_counter() - started))
+        if partial:
             break
         run.step(t)
     wall = time.perf_counter() - started
     busy, times = run.watch.busy, run.watch.settle(wall)
     computed = {m: run.encoded[m] + run.cache[m].computed - computed_before.get(m, 0) for m in run.present}
     seconds = {b: times[b].forward + times[b].backward for b in times}
-    return Trained(run.deltas(), run.taken(), run.loss(), seconds, wall, partial, times, computed, busy)
+    return Trained(run.deltas(), run.taken(), run.loss(), seconds, before + wall, partial, times, computed, busy)
 
 
 class _Run:
@@ -210,6 +217,28 @@ class _Run:
         torch._foreach_add_(velocity, grads)
         torch._foreach_add_(weights, velocity, alpha=-self.local.lr)
 
+    # -- resuming --------------------------------------------------------------------------------
+
+    def state(self, step: int, seconds: float) -> State:
+        """Everything that the steps from `step` on depend on, besides windows and base."""
+        weights = {b: _flat(tensors) for b, tensors in self.parameters.items()}
+        momentum = {b: _flat(tensors) for b, tensors in self.momentum.items()}
+        return State(step, weights, momentum, dict(self.done), float(self.losses), self.seen, seconds)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> int:
+        """Go back to a state; the step to go on with."""
+        for mine, held in ((self.parameters, state.weights), (self.momentum, state.momentum)):
+            for b, tensors in mine.items():
+                whole, at = torch.from_numpy(held[b].copy()).to(self.losses), 0
+                for p in tensors:
+                    p.copy_(whole[at : at + p.numel()].view_as(p))
+                    at += p.numel()
+        self.done = {b: state.done.get(b, 0) for b in self.steps}
+        self.losses.fill_(state.loss)
+        self.seen = state.seen
+        return state.step
+
     # -- results ---------------------------------------------------------------------------------
 
     def taken(self) -> dict[str, int]:
@@ -229,3 +258,8 @@ class _Run:
 
     def loss(self) -> float:
         return float(self.losses) / max(1, self.seen)
+
+
+def _flat(tensors: list[Tensor]) -> Vector:
+    vector: Vector = torch.cat([t.reshape(-1) for t in tensors]).cpu().numpy()
+    return vector

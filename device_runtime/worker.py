@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import queue
 import threading
@@ -16,6 +17,7 @@ from device_runtime.assignments import BASE
 from device_runtime.events import Event, Power, Profiled, StartTraining, TrainingDone, TrainingFailed
 from device_runtime.joules import Joules
 from device_runtime.profiler import Outcome, Profile
+from device_runtime.progress import Progress, key_of
 from device_runtime.quota import Busy
 from device_runtime.sensing import Labelled
 from device_runtime.wire import Wire
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from device_runtime.features import ResidentFeatures
     from device_runtime.trainer import Trained
     from models.network import Network
+
+log = logging.getLogger("relief.device")
 
 IDLE = 1.0  # seconds at birth in which the board's power at rest is measured
 
@@ -52,8 +56,15 @@ class Worker:
     """
 
     def __init__(
-        self, device: str, boot: str, say: Callable[[Event], None], joules: Joules, share: float = 1.0
+        self,
+        device: str,
+        boot: str,
+        say: Callable[[Event], None],
+        joules: Joules,
+        progress: Progress,
+        share: float = 1.0,
     ) -> None:
+        self._progress = progress
         self._share = share
         self.profile = Profile()
         self.last: Outcome | None = None
@@ -119,6 +130,8 @@ class Worker:
         try:
             with self.busy.work():
                 trained = self._trained(start, windows)
+            if self._closing:
+                return  # what was done is kept for the next life
             if not trained.deltas:
                 late = "the time allowed was over before the first step"
                 self._say(TrainingFailed(a.id, late))
@@ -132,6 +145,8 @@ class Worker:
             self._say(TrainingFailed(a.id, f"{type(error).__name__}: {error}"))
         finally:
             self._cancelled.discard(a.id)
+            if not self._closing:
+                self._progress.clear()
 
     def _trained(self, start: StartTraining, windows: Labelled) -> Trained:
         import torch
@@ -145,7 +160,10 @@ class Worker:
         local = Local.from_dict(a.training)
         self._load(network, start, double=local.double)
         x, y = normalised(start, windows)
-        budget = self._budget(start)
+        resume = self._progress.begin(key_of(start))
+        if resume:
+            log.info("round %d: goes on at step %d, where it was stopped", a.round, resume.step)
+        budget = self._budget(start, resume.seconds if resume else 0.0)
         assert self._resident is not None  # made with the network
         lacking = {m: self._resident.lacking(m, (self._bases.get(m), local.double), windows.ids) for m in start.present}
         predicted = self.profile.seconds(network.spec, start.present, a.steps, local, len(windows), lacking)
@@ -158,17 +176,22 @@ class Worker:
             device=self._device,
             round=a.round,
             stop=budget,
+            progress=self._progress,
+            resume=resume,
             resident=self._resident,
             base_of=dict(self._bases),
             window_ids=windows.ids,
         )
-        if not trained.partial:
+        if not trained.partial and not resume:
             self.last = self.profile.settle(predicted, trained.wall)
         self.profile.observe(trained.times)
         return trained
 
-    def _budget(self, start: StartTraining) -> Callable[[], bool]:
-        """Asked at every step border, True when training has to end; seconds and joules count from the first time."""
+    def _budget(self, start: StartTraining, used: float) -> Callable[[], bool]:
+        """Asked at every step border, True when training has to end; seconds and joules count from the first time.
+
+        used    seconds that an earlier life spent on the same round
+        """
         a, ends = start.assignment, start.stop_at
         spent: Callable[[], bool] | None = None
 
@@ -177,7 +200,7 @@ class Worker:
             now = time.monotonic()
             if spent is None:
                 spent = self._joules.allowance(a.joules)
-                ends = min(ends, now + a.seconds if a.seconds > 0 else math.inf)
+                ends = min(ends, now + a.seconds - used if a.seconds > 0 else math.inf)
             return self._closing or a.id in self._cancelled or now >= ends or spent()
 
         return over

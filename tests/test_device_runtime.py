@@ -322,6 +322,28 @@ def test_a_device_ends_within_two_seconds_in_the_middle_of_training(conductor, s
     assert "CPU: " in child.stderr.read()
 
 
+def test_a_device_that_is_restarted_in_a_round_goes_on_with_it(conductor, start):
+    pytest.importorskip("torch")
+    conductor.say()
+    conductor.blocks(1)
+    steps = {"wrist_acc": 6000, "shared": 6000}
+    child = start()
+    conductor.next(Status, online)
+    conductor.next(Telemetry, lambda t: t.values["windows"] == 480)
+    conductor.assign("d1", 1, steps=steps)
+    conductor.next(Telemetry)
+    conductor.next(Telemetry)
+    end(child)
+    child = start()
+    conductor.next(Telemetry, lambda t: t.values["windows"] == 480)
+    conductor.assign("d1", 1, steps=steps)
+    update = conductor.next(Update)
+    assert not update.partial
+    assert update.blocks["shared"].steps == 6000
+    end(child)
+    assert "goes on at step" in child.stderr.read()
+
+
 def test_a_killed_device_is_buried_by_its_will(conductor, start):
     conductor.say()
     child = start(train=False, will_delay=0)
