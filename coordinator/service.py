@@ -50,6 +50,7 @@ from coordinator.strategies.base import Strategy
 from coordinator.summary import summary
 from models.partition import Vector, initial, partition
 from models.spec import ModelSpec
+from protocol import broker_metrics
 from protocol.chunks import Reassembly, chunk_size
 from protocol.errors import ProtocolError, TooLarge
 from protocol.messages import (
@@ -115,6 +116,7 @@ class Coordinator:
         self.alarms: dict[str, str] = {}
         self._control, self._bulk = control, bulk
         self._publisher = Publisher(self.topics, control, bulk)
+        self.broker = broker_metrics.BrokerMetrics()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._scorer = Scorer(evaluate, self._inbox.put) if evaluate else None
         self._reassembly: dict[str, Reassembly] = {}
@@ -240,6 +242,7 @@ class Coordinator:
         device = self.topics.device
         if connection == "control":
             self._control.subscribe(device("+", "status"), device("+", "report"), self.topics.coordinator("request"))
+            self._control.subscribe(*broker_metrics.TOPICS)
             self._listen_at = self._now() + LISTEN_AGAIN
             self._publisher.again_control()
         else:
@@ -248,6 +251,8 @@ class Coordinator:
             self._publisher.again_bulk()
 
     def _received(self, event: Received) -> None:
+        if self.broker.take(event.topic, event.payload):
+            return
         levels = self.topics.parse(event.topic)
         if levels is None or not event.payload:
             return
@@ -437,6 +442,7 @@ class Coordinator:
         fields = summary(self.core, self.history, now)
         fields |= {"alarms": dict(self.alarms), "refused": dict(self.counts), "can": list(WISHES)}
         fields |= {"bytes_up": self._bytes_up, "bytes_down": self._publisher.bytes_down}
+        fields |= {"broker": self.broker.values()}
         core = self.core
         message = RoundSummary(round=core.round, epoch=core.epoch, phase=core.phase.value, fields=fields)
         topic = self.topics.coordinator("round")

@@ -263,11 +263,11 @@ class MqttTransport:
     def _on_subscribe(
         self, client: Client, _: Any, mid: int, reasons: list[ReasonCode], properties: Properties | None
     ) -> None:
-        refused = [n for n, reason in enumerate(reasons) if reason.is_failure]
         with self._asking:
             filters = self._asked.pop(mid, [])
-        if refused:
-            which = filters[refused[0]] if len(filters) > refused[0] else "a topic"
+        refused = [name for name, reason in zip(filters, reasons, strict=False) if reason.is_failure]
+        # The broker's own numbers are a gift that many keep to themselves.
+        if which := next((name for name in refused if not name.startswith("$SYS/")), ""):
             self._end = (NOT_AUTHORISED, remedy(NOT_AUTHORISED, self.identity, f"subscribe to {which}"))
             self._ended.set()
 

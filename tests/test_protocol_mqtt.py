@@ -194,6 +194,21 @@ def test_a_denied_subscription_stops_and_names_the_filter(opened: list[MqttTrans
         assert "subscribe to theirs" in party.next(Stopped).reason
 
 
+def test_a_broker_that_keeps_its_own_numbers_to_itself_is_no_reason_to_stop(opened: list[MqttTransport]) -> None:
+    def answer(packet: Packet, connection: int) -> bytes:
+        if packet.kind == CONNECT:
+            return connack()
+        return bytes([0x90, 5]) + packet.body[:2] + bytes([0, 1, 135]) if packet.kind == SUBSCRIBE else b""
+
+    with ScriptedBroker(answer) as broker:
+        party = _party(opened, broker.port)
+        party.next(Connected)
+        party.transport.subscribe("mine", "$SYS/broker/uptime")
+        assert eventually(lambda: len(broker.of(SUBSCRIBE)) == 1)
+        assert party.silent(0.2)
+        opened[0].close(clean=False)
+
+
 def test_a_broker_that_never_answers_is_left(opened: list[MqttTransport], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mqtt, "CONNACK_WAIT", 0.2)
     with ScriptedBroker(lambda packet, connection: b"") as broker:
