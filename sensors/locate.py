@@ -16,9 +16,9 @@ from sensors.synthetic import Synthetic
 # name -> (folder below the root, how to read it)
 READERS: dict[str, tuple[str, Callable[[Path], DataSet]]] = {
     "dsads": ("dsads", Dsads),
+    "dsads15": ("dsads", lambda path: Dsads(path, "sensors")),
     "mhealth": ("mhealth", Mhealth),
     "pamap2": ("pamap2", Pamap2),
-    "dsads15": ("dsads", lambda path: Dsads(path, "sensors")),
 }
 NAMES = (*READERS, "synthetic")
 

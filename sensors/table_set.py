@@ -50,10 +50,20 @@ class Layout:
     skip: str = "//"
 
     @property
-    def use(self) -> tuple[int, ...]:
-        """The columns that are read: label, time, then the modalities' in order."""
-        clock = () if self.time is None else (self.time,)
-        return (self.label, *clock, *(c for m in self.modalities for c in self.columns[m.name]))
+    def values(self) -> list[int]:
+        """The modalities' columns, one modality after the other."""
+        return [c for m in self.modalities for c in self.columns[m.name]]
+
+    @property
+    def use(self) -> list[int]:
+        """The columns that are read, in the file's order."""
+        clock = [] if self.time is None else [self.time]
+        return sorted([self.label, *clock, *self.values])
+
+    @property
+    def form(self) -> Form:
+        """How the text looks."""
+        return Form(self.width, self.delimiter, None if len(self.use) == self.width else tuple(self.use))
 
 
 class TableSet:
@@ -103,8 +113,7 @@ class TableSet:
         def look() -> Arrays:
             seen = np.zeros(len(layout.use), bool)
             with self._archive.reading() as reading, reading.open(member) as stream:
-                form = Form(layout.width, layout.delimiter, layout.use)
-                for table in tables(stream, form, reading.label(member)):
+                for table in tables(stream, layout.form, reading.label(member)):
                     seen |= ~np.isnan(table).all(axis=0)
                     if seen.all():
                         break
@@ -117,8 +126,7 @@ class TableSet:
         """labels (T,), borders (recordings + 1,), and (T, channels) float32 of every modality that is there."""
         with self._archive.reading() as reading, reading.open(member) as stream:
             label = reading.label(member)
-            form = Form(self._layout.width, self._layout.delimiter, self._layout.use)
-            codes, times, values = _collect(tables(stream, form, label), self._layout, label)
+            codes, times, values = _collect(tables(stream, self._layout.form, label), self._layout, label)
         labels = np.full(max(self._layout.codes) + 1, UNLABELLED, np.int16)
         for code, index in self._layout.codes.items():
             labels[code] = index
@@ -154,28 +162,43 @@ def _collect(rows: Iterator[Table], layout: Layout, file: str) -> tuple[npt.NDAr
     codes: list[npt.NDArray[np.int64]] = []
     times: list[Table] = []
     values: list[Floats] = []
-    known = np.array(sorted(layout.codes))
-    first = 1 if layout.time is None else 2
+    place = {column: n for n, column in enumerate(layout.use)}
+    pick = [place[c] for c in layout.values]
     row, before = 1, -np.inf
     for table in rows:
-        wrong = np.flatnonzero(~np.isin(table[:, 0], known))
-        if len(wrong):
-            allowed = ", ".join(map(str, known))
-            raise DataError(file, f"activity {table[wrong[0], 0]:g}, expected one of {allowed}", row + int(wrong[0]))
-        codes.append(table[:, 0].astype(np.int64))
-        values.append(table[:, first:].astype(np.float32))
-        if first == 2:
-            clock = np.concatenate([[before], table[:, 1]])
-            back = np.flatnonzero(~(np.diff(clock) > 0))
-            if len(back):
-                at = int(back[0])
-                raise DataError(file, f"time {clock[at + 1]:g} s, expected one after {clock[at]:g} s", row + at)
-            times.append(table[:, 1].copy())
-            before = float(table[-1, 1])
+        codes.append(_codes(table[:, place[layout.label]], layout, file, row))
+        values.append(table[:, pick].astype(np.float32))
+        if layout.time is not None:
+            now = table[:, place[layout.time]]
+            _check_clock(np.concatenate([[before], now]), file, row)
+            times.append(now.copy())
+            before = float(now[-1])
         row += len(table)
     if not codes:
         raise DataError(file, f"holds no rows, expected {layout.width} columns of recordings")
     return np.concatenate(codes), np.concatenate(times) if times else None, np.concatenate(values)
+
+
+def _codes(labels: Table, layout: Layout, file: str, first_row: int) -> npt.NDArray[np.int64]:
+    """Label codes as integers. DataError for one that the layout does not know."""
+    highest = max(layout.codes)
+    known = np.zeros(highest + 1, bool)
+    known[list(layout.codes)] = True
+    within = (labels >= 0) & (labels <= highest)  # nan is not
+    codes = np.where(within, labels, 0).astype(np.int64)
+    wrong = np.flatnonzero(~(within & known[codes] & (codes == labels)))
+    if len(wrong):
+        allowed = ", ".join(map(str, sorted(layout.codes)))
+        raise DataError(file, f"activity {labels[wrong[0]]:g}, expected one of {allowed}", first_row + int(wrong[0]))
+    return codes
+
+
+def _check_clock(clock: Table, file: str, first_row: int) -> None:
+    """DataError where time stands still or runs backwards; clock[0] is the time before `first_row`."""
+    back = np.flatnonzero(~(np.diff(clock) > 0))
+    if len(back):
+        at = int(back[0])
+        raise DataError(file, f"time {clock[at + 1]:g} s, expected one after {clock[at]:g} s", first_row + at)
 
 
 def _stretches(times: Table | None, rows: int, layout: Layout) -> list[tuple[int, int]]:

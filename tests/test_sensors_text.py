@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,3 +89,29 @@ def test_a_wrong_number_in_a_column_that_nobody_wants_is_still_refused() -> None
 def test_nothing_gives_no_rows() -> None:
     assert parse_table(b"", Form(4, ","), "f").shape == (0, 4)
     assert math.isnan(parse_table(b"NAN 1\n", Form(2, " "), "f")[0, 0])
+
+
+def test_a_reader_that_is_given_up_in_the_middle_keeps_nobody_waiting() -> None:
+    text = b"1 2\n" * 5000
+    for _ in range(200):
+        cycle: list[object] = [tables(io.BytesIO(text), Form(2, " "), "f", 100)]
+        cycle.append(cycle)
+        next(cycle[0])  # type: ignore[call-overload]
+    del cycle
+    gc.collect()
+    assert len(parse_table(text, Form(2, " "), "f")) == 5000
+    assert sum(map(len, tables(io.BytesIO(text), Form(2, " "), "f", 100))) == 5000
+
+
+def test_a_forked_process_can_read_too() -> None:
+    text = b"1 2\n" * 50
+    assert sum(map(len, tables(io.BytesIO(text), Form(2, " "), "f", 20))) == 50
+    code = (
+        "import io, os; from sensors.text import Form, tables\n"
+        "def count(): return sum(map(len, tables(io.BytesIO(b'1 2\\n' * 50), Form(2, ' '), 'f', 20)))\n"
+        "assert count() == 50\n"
+        "child = os.fork()\n"
+        "if not child: os._exit(count())\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 50
