@@ -292,6 +292,24 @@ def test_a_dead_network_thread_is_noticed_and_replaced(
     assert opened[0].counts["network thread died"] == 1
 
 
+def test_a_break_shorter_than_the_wills_delay_buries_nobody(
+    opened: list[MqttTransport], broker: Broker, fleet: str
+) -> None:
+    opened.append(MqttTransport(_config(broker.port), f"{fleet}-watch"))
+    watch = Party(opened[-1])
+    watch.listen(f"{fleet}/#")
+    opened.append(MqttTransport(_config(broker.port), f"{fleet}-d"))
+    device = Party(opened[-1], Will(f"{fleet}/will", b"dead", delay=1))
+    window = opened[-1]._window
+    assert window is not None
+    sock = window.client.socket()
+    assert isinstance(sock, socket.socket)
+    sock.shutdown(socket.SHUT_RDWR)
+    device.next(Lost)
+    device.next(Connected)
+    assert watch.silent(1.8)
+
+
 def test_an_inbox_that_raises_harms_nobody(opened: list[MqttTransport], broker: Broker, fleet: str) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
