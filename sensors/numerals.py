@@ -9,6 +9,7 @@ one 64-bit word (pairs, then fours, then eights); one division by a power of ten
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,24 +80,17 @@ class _Tokens:
         kind = characters[marks]
         separators = np.flatnonzero(kind != _POINT)
         end = marks[separators]
-        if len(separators) % form.columns or not _rectangular(kind[separators].reshape(-1, form.columns), form):
+        if not _rectangular(kind[separators], form):
             return None
         start = np.empty_like(end)
         start[0], start[1:] = _WORD, end[:-1] + 1
         first = characters[start]
-        negative = first == _MINUS
-        pointed = kind[separators - 1] == _POINT
-        pointed[0] = separators[0] > 0
-        tokens = cls(
-            text,
-            start,
-            np.where(pointed, marks[separators - 1], end),
-            end,
-            negative,
-            pointed,
-            (first | 32) == ord("n"),
-            [],
-        )
+        negative, missing = first == _MINUS, (first | 32) == ord("n")
+        separators -= 1  # now the mark before: the number's point, or where the number before ended
+        pointed = kind[separators] == _POINT
+        pointed[0] = separators[0] >= 0
+        point = np.where(pointed, marks[separators], end)
+        tokens = cls(text, start, point, end, negative, pointed, missing, [])
         return tokens if tokens._in_place(characters, len(marks) - len(separators)) else None
 
     def _in_place(self, characters: npt.NDArray[np.uint8], points: int) -> bool:
@@ -113,9 +107,10 @@ class _Tokens:
         strangers = np.count_nonzero(strange) - 3 * len(lost)
         minuses = np.count_nonzero(characters == _MINUS) - np.count_nonzero(self.negative)
         if strangers:
-            small = characters | 32
-            strange &= (small != ord("n")) & (small != ord("a"))
-            self.odd = np.unique(np.searchsorted(self.end, np.flatnonzero(strange))).tolist()
+            where = np.flatnonzero(strange)
+            small = characters[where] | 32
+            where = where[(small != ord("n")) & (small != ord("a"))]
+            self.odd = np.unique(np.searchsorted(self.end, where)).tolist()
             for token in map(self.token, self.odd):
                 strangers -= sum(c > _NINE or c == _SLASH for c in token)
                 minuses -= token.count(b"-", 1)
@@ -134,21 +129,20 @@ class _Tokens:
         odd = {n: as_number(self.token(n)) for n in self.odd}
         if None in odd.values():
             return None
-        wanted = np.arange(len(self.end)).reshape(-1, form.columns)
-        if form.use is not None:
-            wanted = wanted[:, form.use]
-        missing: npt.NDArray[np.bool_] = self.missing if form.use is None else self.missing[wanted.ravel()]
+        wanted = _wanted(len(self.end), form)
+        missing: npt.NDArray[np.bool_] = self.missing if form.use is None else self.missing[wanted]
         if np.count_nonzero(missing) > missing.size // 4:  # absent sensors: worth picking the others out
             values = np.full(missing.shape, np.nan)
             here = np.flatnonzero(~missing)
-            values[here] = self._read(wanted.ravel()[here])
+            values[here] = self._read(wanted[here])
         else:
-            values = self._read(None if form.use is None else wanted.ravel())
+            values = self._read(None if form.use is None else wanted)
             values[np.flatnonzero(missing)] = np.nan
-        table: Table = values.reshape(wanted.shape)
+        table = values.reshape(-1, form.width)
         for n, number in odd.items():
-            row = n // form.columns
-            table[row, wanted[row] == n] = number
+            row, column = divmod(n, form.columns)
+            if form.use is None or column in form.use:
+                table[row, column if form.use is None else form.use.index(column)] = number
         return table
 
     def _read(self, which: npt.NDArray[np.int64] | None) -> npt.NDArray[np.float64]:
@@ -179,6 +173,13 @@ class _Tokens:
         return values
 
 
+@lru_cache(maxsize=4)
+def _wanted(tokens: int, form: Form) -> npt.NDArray[np.int64]:
+    """Which of a chunk's tokens lie in the columns in use; chunks of a file often have the same number of rows."""
+    every = np.arange(tokens)
+    return every if form.use is None else every.reshape(-1, form.columns)[:, form.use].ravel()
+
+
 def _pointless(
     words: npt.NDArray[np.uint64], fraction: npt.NDArray[np.int64], pointed: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.uint64]:
@@ -193,7 +194,13 @@ def _pointless(
 
 def _rectangular(separators: npt.NDArray[np.uint8], form: Form) -> bool:
     """Whether all rows have their delimiters and then their line end."""
-    return bool(np.all(separators[:, :-1] == ord(form.delimiter)) and np.all(separators[:, -1] == _NEWLINE))
+    rows, rest = divmod(len(separators), form.columns)
+    return bool(
+        not rest
+        and np.count_nonzero(separators == _NEWLINE) == rows
+        and np.count_nonzero(separators == ord(form.delimiter)) == len(separators) - rows
+        and np.all(separators[form.columns - 1 :: form.columns] == _NEWLINE)
+    )
 
 
 def _integers(words: npt.NDArray[np.uint64], digits: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
