@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from coordinator.evaluation import Evaluator, Labelled, Owner
 from coordinator.strategies import STRATEGIES, Settings, strategy
 from models.local import Local
 from models.spec import SHARED, InputSpec, Mode, ModelSpec
 from sensors.windows import Windows
 from tools.lab.base import starting_point
+from tools.lab.cells import run_of
 from tools.lab.engine import Engine
 from tools.lab.fleet import Fleet, Tier
 from tools.lab.simulate import Point, Run
@@ -65,6 +69,15 @@ def tiny(mode: Mode = Mode.FULL, public: int = 40) -> World:
     return World(fleet, spec, devices, train, windows(public, rng), {"test": judge})
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for their threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def place() -> World:
     return tiny()
@@ -73,7 +86,9 @@ def place() -> World:
 def run(place: World, name: str, rounds: int = 3, *, settings: Settings | None = None, **more: object) -> Run:
     blocks, frozen = starting_point(place)
     method = strategy(name)(place.spec, settings or Settings(epochs=2, deadline="fastest", local=Local(batch=8)))
-    made = Run(place, method, Engine(place.spec, place.train.x, place.train.y, frozen), blocks, frozen, rounds, **more)
+    made = run_of(method)(
+        place, method, Engine(place.spec, place.train.x, place.train.y, frozen), blocks, frozen, rounds, **more
+    )
     made.go()
     return made
 
@@ -138,6 +153,14 @@ def test_int8_updates_send_a_quarter_and_still_learn(place: World) -> None:
     assert small.points[-1].bytes_up == pytest.approx(whole.points[-1].bytes_up / 4, rel=1e-3)
     assert small.points[-1].loss < 0.9 * small.points[0].loss
     assert small.points[-1].loss == pytest.approx(whole.points[-1].loss, rel=0.1)
+
+
+def test_without_rounds_fast_devices_answer_often_and_stale_updates_weigh_less(place: World) -> None:
+    made = run(place, "fedbuff", rounds=3)
+    assert made._times["d0"] > 2 * made._times["d2"] > 0  # d0 is ten times as fast
+    method = strategy("fedbuff")(place.spec, Settings())
+    assert [method.weight(s) for s in (0, 3, 8)] == [1.0, 0.5, pytest.approx(1 / 3)]
+    np.testing.assert_allclose(method.step(np.zeros(1), [np.ones(1), np.ones(1)], [0, 3]), 0.75)
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

@@ -6,7 +6,7 @@ import numpy as np
 
 from coordinator.aggregation import Weighting
 from coordinator.divergence import Signal
-from coordinator.strategies.momentum import ReliefMomentum
+from coordinator.strategies.momentum import CohortStepsMomentum, ReliefMomentum
 
 
 class ReliefMomentumSamples(ReliefMomentum):
@@ -16,14 +16,21 @@ class ReliefMomentumSamples(ReliefMomentum):
     weighting = Weighting.SAMPLES
 
 
-class ReliefNorm(ReliefMomentum):
+class CohortStepsSamples(CohortStepsMomentum):
+    """The same without divergence: everything owned is trained for as many steps as the deadline allows."""
+
+    name = "cohort-steps-momentum-samples"
+    weighting = Weighting.SAMPLES
+
+
+class ReliefNorm(ReliefMomentumSamples):
     """Guided by the blocks' relative update norms instead of the cohorts' divergence."""
 
     name = "relief-momentum-norm"
     signal = Signal.NORM
 
 
-class ReliefRandom(ReliefMomentum):
+class ReliefRandom(ReliefMomentumSamples):
     """Blocks are worth what a die says, drawn anew every round from the run's seed."""
 
     name = "relief-momentum-random"

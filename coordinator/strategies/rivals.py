@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from coordinator.strategies.ablations import ReliefMomentumSamples, ReliefNorm, ReliefRandom
+from coordinator.strategies.ablations import CohortStepsSamples, ReliefMomentumSamples, ReliefNorm, ReliefRandom
 from coordinator.strategies.base import Strategy
+from coordinator.strategies.fedbuff import FedBuff
 from coordinator.strategies.fedprox import FedProx
 from coordinator.strategies.heterofl import FedRolex, HeteroFL
 from coordinator.strategies.lora_rivals import FediLoRA, FedIT, FedSALoRA, FFALoRA
@@ -13,12 +14,14 @@ from coordinator.strategies.partial import FedEL, TimelyFL
 RIVALS: tuple[type[Strategy], ...] = (
     ReliefMomentum,
     CohortStepsMomentum,
+    CohortStepsSamples,
     ReliefMomentumSamples,
     ReliefNorm,
     ReliefRandom,
     FedAvgM,
     FedAvgMMaskedCached,
     FedProx,
+    FedBuff,
     HeteroFL,
     FedRolex,
     TimelyFL,

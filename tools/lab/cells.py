@@ -9,9 +9,11 @@ from typing import Any
 
 from coordinator.strategies import strategy
 from coordinator.strategies.base import Strategy
+from coordinator.strategies.fedbuff import FedBuff
 from models.partition import Vector
 from models.spec import Mode
 from tools.lab.base import starting_point
+from tools.lab.buffered import BufferedRun
 from tools.lab.engine import Engine
 from tools.lab.fleet import fleet
 from tools.lab.plan import Cell, Experiment, Method
@@ -26,10 +28,11 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     began = time.perf_counter()
     method = experiment.methods[cell.method]
     where, engine, blocks, frozen = prepared(experiment.model_dump_json(), cell)
+    chosen = made(method, where, experiment, cell)
     rounds = experiment.most if cell.clock else experiment.rounds[cell.mode.value]
-    run = Run(
+    run = run_of(chosen)(
         where,
-        made(method, where, experiment, cell),
+        chosen,
         engine,
         dict(blocks),
         dict(frozen),
@@ -50,6 +53,11 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "wall": time.perf_counter() - began,
         "points": [plain(point) for point in points],
     }
+
+
+def run_of(strategy: Strategy) -> type[Run]:
+    """How a strategy is run: in rounds, or without them."""
+    return BufferedRun if isinstance(strategy, FedBuff) else Run
 
 
 def plain(point: Point) -> dict[str, float]:

@@ -31,9 +31,9 @@ def simulate(
 
     from coordinator.strategies import STRATEGIES
     from models.spec import Mode
-    from tools.lab.cells import made, prepared
+    from tools.lab.cells import made, prepared, run_of
     from tools.lab.plan import Cell, Experiment, Method
-    from tools.lab.simulate import Point, Run
+    from tools.lab.simulate import Point
 
     console = Console()
     if method == "help":
@@ -55,7 +55,7 @@ def simulate(
         return False
 
     strategy = made(entry, where, plan, cell)
-    Run(where, strategy, engine, dict(blocks), dict(frozen), rounds=rounds, every=every, watch=show).go()
+    run_of(strategy)(where, strategy, engine, dict(blocks), dict(frozen), rounds=rounds, every=every, watch=show).go()
     console.print(table)
 
 
@@ -69,9 +69,7 @@ def run(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="Only so many of the file's seeds; 0: all.")] = 0,
     fleet: Annotated[str, typer.Option(help="Another fleet than the file's.")] = "",
-    check: Annotated[
-        bool, typer.Option("--check", help="Fail unless RELIEF is ahead of every FedAvg.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless RELIEF is ahead of every FedAvg.")] = False,
 ) -> None:
     """Run an experiment's grid, write its table and report, and end with the headline.
 

@@ -88,9 +88,9 @@ class Run:
         self.spec: ModelSpec = self.world.spec
         self.costs = block_costs(self.spec)
         self.devices = {d.id: d for d in self.world.devices}
+        self.clock = Clock()
         pace = Pace(expect=len(self.devices), gather=float("inf"), settle=0.0, patience=1e9, rounds=self.rounds)
         self.core = Rounds(self.spec, self.strategy, pace)
-        self.clock = Clock()
         self.held: dict[str, dict[str, int]] = {d: {} for d in self.devices}  # device -> block -> version it has
         self.settled: set[str] = set()  # devices whose features of frozen encoders are computed
         self.works: dict[str, Work] = {}
