@@ -21,7 +21,15 @@ NARROW = 640  # pixels; below, the table keeps what matters most
 SECONDARY = ["why", "tier", "modalities", "predicted", "watts", "celsius", "kB", "link", "version"]
 
 COLUMNS: list[dict[str, Any]] = [
-    {"field": "id", "headerName": "device", "pinned": "left", "minWidth": 110, "cellClass": "id-link"},
+    {
+        "field": "id",
+        "headerName": "device",
+        "pinned": "left",
+        "minWidth": 110,
+        "cellClass": "id-link",
+        "sort": "asc",
+        ":comparator": "(a, b) => a.localeCompare(b, undefined, {numeric: true})",
+    },
     {"field": "state", "headerName": "state", "minWidth": 105, "cellClass": "state", "tooltipField": "why"},
     {"field": "tier", "headerName": "tier", "minWidth": 80},
     {"field": "modalities", "headerName": "modalities", "minWidth": 150, "tooltipField": "modalities"},
