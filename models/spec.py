@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from math import isfinite
 from typing import Any
 
 # A block's name is a topic level, a parameter name and a column heading.
 MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 SHARED = "shared"
+LARGEST = 2**31 - 1
 
 
 class Mode(str, Enum):
@@ -41,8 +43,8 @@ class InputSpec:
             raise ValueError(
                 f"modality name {self.name!r}: use 1 to 32 of a-z, 0-9 and _, a letter first, and not {SHARED!r}"
             )
-        if self.channels < 1 or self.samples < 1:
-            raise ValueError(f"modality {self.name}: channels and samples must be at least 1")
+        for what in ("channels", "samples"):
+            _whole(f"modality {self.name}: {what}", getattr(self, what), 1)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,16 @@ class ModelSpec:
         names = tuple(i.name for i in self.inputs)
         if not names or len(set(names)) != len(names):
             raise ValueError(f"a model needs at least one modality, each named once; got {list(names)}")
-        if self.classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, got {self.classes}")
+        # Specs arrive in messages and files: every number is checked before anything is computed from it.
+        _whole("classes", self.classes, 2)
+        for what in ("kernel", "stride", "bins", "fusion", "rank"):
+            _whole(what, getattr(self, what), 1)
+        for what in ("encoder_rank", "seed"):
+            _whole(what, getattr(self, what), 0)
+        for width in self.widths:
+            _whole("widths", width, 1)
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not isfinite(self.alpha):
+            raise ValueError(f"alpha must be a finite number, got {str(self.alpha)[:40]!r}")
         object.__setattr__(self, "names", names)
         for i in self.inputs:
             if conv_lengths(self, i.samples)[-1] < (self.bins if self.widths else 1):
@@ -117,6 +127,11 @@ def conv_lengths(spec: ModelSpec, samples: int) -> list[int]:
     for _ in spec.widths:
         lengths.append((lengths[-1] + 2 * (spec.kernel // 2) - spec.kernel) // spec.stride + 1)
     return lengths
+
+
+def _whole(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise ValueError(f"{what} must be a whole number from {least} to {LARGEST}, got {str(value)[:40]!r}")
 
 
 def _no_such(name: str) -> InputSpec:
