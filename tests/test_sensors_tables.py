@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -326,3 +328,28 @@ def test_the_real_mhealth_excerpt_has_two_sensors_and_no_window_across_its_recor
     windows = cut((r for s in data.subjects() for r in data.recordings(s)), data)
     assert windows.dropped == 0 and len(windows) > 4000
     assert set(windows.y) == set(range(12))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_the_longest_file_of_pamap2_replays_within_300_mib(written: Path, tmp_path: Path) -> None:
+    rows = [row[1:] for row in raw(written / "pamap2/Protocol/subject101.dat")]
+    tails = [" ".join(row) for row in rows]
+    file = tmp_path / "subject102.dat"
+    with file.open("w") as out:
+        for n in range(447_000):
+            out.write(f"{5 + n / 100:.2f} {tails[n % len(tails)]}\n")
+    assert file.stat().st_size > 150e6
+    code = (
+        "import sys; from pathlib import Path; from sensors.pamap2 import Pamap2\n"
+        "from sensors.replay import ReplaySource; from sensors.stream import pieces\n"
+        "source = ReplaySource(Pamap2(Path(sys.argv[1])), '102', speed=float('inf'), piece_s=1.0)\n"
+        "source.open(); print(sum(map(len, pieces(source))))\n"
+        "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')])\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, timeout=100
+    )
+    played, kib = map(int, said.stdout.split())
+    file.unlink()
+    assert played == 149_000
+    assert kib < 300 * 1024
