@@ -15,7 +15,7 @@ from sensors.recording import DataError
 class Archive:
     """The members of a zip file or folder whose names match `pattern`, in a fixed order.
 
-    pattern    searched at the end of the member's path, so that any leading folder will do
+    pattern    searched at the end of the member's path, so that any leading folder will do; hidden ones are passed over
     expected   said where nothing matches, e.g. "files like data/a01/p1/s01.txt"
     """
 
@@ -30,10 +30,12 @@ class Archive:
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(path, f"cannot be read ({error}), expected a zip file or folder with {expected}") from None
         for name in names:
-            if match := matcher.match(name):
+            if (match := matcher.match(name)) and not any(level.startswith(".") for level in name.split("/")):
                 self.members[name] = match
         if not self.members:
-            raise DataError(path, f"holds none of the recordings, expected {expected}")
+            inside = next((name for name in names if name.endswith(".zip")), None)
+            hint = f"; unpack {inside} first, or let `relief data fetch` do it" if inside else ""
+            raise DataError(path, f"holds none of the recordings, expected {expected}{hint}")
 
     def _names(self) -> list[str]:
         if self.path.is_dir():

@@ -63,6 +63,7 @@ def parse_table(data: bytes, form: Form, file: object) -> Table:
     """All rows of a small file at once, as `tables` reads them."""
     if not data:
         return np.empty((0, form.width))
+    keep_the_heap()
     crlf = _ends_in_crlf(data)
     return _settle(_parse(data, form, crlf), data, form, crlf, file, 1)
 

@@ -292,6 +292,17 @@ def test_two_files_for_one_subject_and_a_zip_of_something_else_are_refused(writt
         packed.write(file, "Optional/subject101.dat")
     with pytest.raises(DataError, match=r"wrong\.zip: holds none of the recordings, expected files like Protocol"):
         Pamap2(tmp_path / "wrong.zip")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as packed:
+        packed.write(tmp_path / "wrong.zip", "PAMAP2_Dataset.zip")
+    with pytest.raises(DataError, match=r"unpack PAMAP2_Dataset\.zip first, or let `relief data fetch` do it"):
+        Pamap2(tmp_path / "outer.zip")
+
+
+def test_what_a_broken_off_fetch_left_behind_is_not_taken_for_recordings(pamap2_file: Path) -> None:
+    left = pamap2_file.parent / ".unpacking-x" / "Protocol" / "subject102.dat"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(pamap2_file.read_bytes()[:1000])
+    assert Pamap2(pamap2_file.parent).subjects() == ("101",)
 
 
 # -- the real ones ---------------------------------------------------------------------------------------------
