@@ -11,6 +11,7 @@ from protocol.errors import Unavailable
 from protocol.messages import RoundSummary, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Stopped, Transport
+from protocol.waiting import take
 
 
 class Watch:
@@ -38,7 +39,7 @@ class Watch:
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
             try:
-                event = self._inbox.get(timeout=left)
+                event = take(self._inbox, left)
             except queue.Empty:
                 return None
             if isinstance(event, Connected):
