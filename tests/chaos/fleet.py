@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Fleet:
-    """`processes` by name: "coordinator" and the devices; the broker is apart. Ends everything with its `with` block."""
+    """`processes` by name: "coordinator" and the devices; the broker is apart. All end with its `with` block."""
 
     def __init__(self, folder: Path, devices: int = 8) -> None:
         self.folder, self.broker = folder, Broker()
