@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "replay": ("tools.replay", "replay", "Play recordings as sensor topics."),
     "simulate": ("tools.lab.cli", "simulate", "One simulated run in virtual time."),
     "experiment": ("tools.lab.cli", "experiment", "Grids of methods, fleets, folds and seeds; their reports."),
+    "flash": ("tools.flash", "app", "Put the device runtime onto boards."),
     "export": ("tools.export", "export", "Make ONNX files of a checkpoint."),
 }
 

@@ -1,0 +1,1 @@
+"""Puts the runtime onto boards: bundles, root folders, ssh."""
