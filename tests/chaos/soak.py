@@ -1,0 +1,123 @@
+"""python -m tests.chaos.soak [ROUNDS] [--devices N]: many rounds with churn; memory, files and disk must stay flat.
+
+Devices are killed and come back all the time. The last line is the verdict with its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.chaos.evidence import Evidence
+from tests.chaos.fleet import NAME, Fleet, until
+
+CHURN = 4.0  # seconds on average between two devices that are killed and come back
+MEMORY = 1.15  # the last quarter's median memory may be this much above the second's
+FILES = 3  # open files that the last quarter may have above the second
+DISK = 64 * 1024 * 1024  # bytes that the coordinator's folder may hold
+
+
+def usage(pid: int) -> tuple[int, int]:
+    """(resident bytes, open files) of a process."""
+    process = psutil.Process(pid)
+    return process.memory_info().rss, process.num_fds()
+
+
+def disk(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+class Soak:
+    """Samples of every party, by name: (round, bytes, files)."""
+
+    def __init__(self, fleet: Fleet, evidence: Evidence) -> None:
+        self.fleet, self.evidence, self.random = fleet, evidence, random.Random(1)
+        self.samples: dict[str, list[tuple[int, int, int]]] = {"coordinator": [], "broker": [], "steady device": []}
+        self.disk: list[tuple[int, int]] = []
+        self.kills = 0
+
+    def run(self, rounds: int) -> str:
+        """Until so many rounds are committed; why it ended before, or nothing."""
+        steady, *changing = self.fleet.devices
+        next_churn, last, since = time.monotonic() + 10.0, 0, time.monotonic()
+        while self.evidence.round < rounds:
+            self._sample(steady)
+            if self.evidence.round > last:
+                last, since = self.evidence.round, time.monotonic()
+            if time.monotonic() > since + 120.0:
+                return f"no round within 120 s after round {last}"
+            if dead := self.fleet.dead():
+                return "; ".join(dead)
+            if time.monotonic() > next_churn:
+                name = self.random.choice(changing)
+                self.fleet.kill(name)
+                self.fleet.restart(name)
+                self.kills += 1
+                next_churn = time.monotonic() + self.random.expovariate(1 / CHURN)
+            time.sleep(0.5)
+        return ""
+
+    def _sample(self, steady: str) -> None:
+        pids = {"coordinator": self.fleet.processes["coordinator"].pid, "broker": self.fleet.broker.pid,
+                "steady device": self.fleet.processes[steady].pid}  # fmt: skip
+        for name, pid in pids.items():
+            self.samples[name].append((self.evidence.round, *usage(pid)))
+        self.disk.append((self.evidence.round, disk(self.fleet.run)))
+
+
+def quarters(values: list[tuple[int, ...]], rounds: int, field: int) -> tuple[int, int]:
+    """Medians of a field over the second and over the last quarter of the rounds."""
+
+    def median(low: float, high: float) -> int:
+        found = sorted(v[field] for v in values if low * rounds <= v[0] <= high * rounds)
+        return found[len(found) // 2] if found else 0
+
+    return median(0.25, 0.5), median(0.75, 1.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
+    parser.add_argument("rounds", nargs="?", type=int, default=2000)
+    parser.add_argument("--devices", type=int, default=4)
+    given = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="relief-soak-") as folder, Fleet(Path(folder), given.devices) as fleet:
+        evidence = Evidence(fleet.run, NAME, fleet.broker.port)
+        soak = Soak(fleet, evidence)
+        try:
+            begun = until(lambda: evidence.round >= 1 or fleet.dead(), 120.0)
+            failure = soak.run(given.rounds) if begun else "the fleet did not begin"
+        finally:
+            evidence.close()
+    broken = [failure] if failure else []
+    broken += evidence.contradictions
+    for name, values in soak.samples.items():
+        (bytes_2, bytes_4), (files_2, files_4) = (quarters(values, evidence.round, f) for f in (1, 2))
+        print(f"  {name:13}  {bytes_2 / 2**20:7.1f} -> {bytes_4 / 2**20:7.1f} MiB,  {files_2} -> {files_4} files")
+        if bytes_4 > MEMORY * bytes_2 + 2**20 or files_4 > files_2 + FILES:
+            broken.append(f"{name} grows")
+    most = max((size for _, size in soak.disk), default=0)
+    if most > DISK:
+        broken.append(f"{most:,} bytes on disk")
+    print(*(f"  {one}" for one in broken), sep="\n", end="\n" if broken else "")
+    print(
+        f"{'FAILED' if broken else 'OK'}: {evidence.round:,} rounds, {given.devices} devices, {soak.kills} kills "
+        f"and returns, {evidence.updates:,} updates counted, at most {most / 2**20:.1f} MiB on disk, {len(broken)} broken "
+        f"promises, in {time.monotonic() - began:.0f} s"
+    )
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
