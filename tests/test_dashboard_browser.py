@@ -237,7 +237,9 @@ def test_a_real_fleet_appears_learns_loses_a_device_gets_it_back_and_is_paused(
 ) -> None:
     config, running = real
     with served(fleet, broker.port, "--control") as address:
-        visitor = visit(browser, address)
+        visitor = Visitor(browser, address)
+        visitor.page.set_default_timeout(60_000)  # processes that import torch on a busy machine
+        visitor.open()
         round_is = "Number(document.querySelector('#headline').textContent.match(/round (\\d+)/)?.[1])"
         visitor.until("document.querySelector('#tiles').textContent.includes('2 / 2')")
         visitor.until(f"{round_is} >= 3")

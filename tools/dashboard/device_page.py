@@ -59,10 +59,9 @@ class DevicePage:
 
             button("Send label", send)
 
-    async def live(self) -> None:
+    def live(self) -> None:
         """Go on for as long as the visitor stays."""
-        await self.chrome.settle()
-        self._redraw()
+        self.chrome.settle()
         ui.timer(TICK, self.tick)
 
     def _redraw(self) -> None:

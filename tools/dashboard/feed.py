@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import secrets
 import threading
@@ -14,6 +15,8 @@ from protocol.messages import CoordinatorState, Label, Reply, Request, RoundSumm
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Lost, Received, Stopped, Transport
 from tools.dashboard.board import Board
+
+log = logging.getLogger("relief.dashboard")
 
 BATCH = 0.25  # seconds that messages are gathered before they are read; of each topic only the latest counts
 ANSWER = 10.0  # seconds until a request without a reply is given up
@@ -91,6 +94,10 @@ class Feed:
                     self._read(event)
                 except ProtocolError:
                     self.counts["refused"] += 1
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    # A summary of another version: what it lacks is told in the log, the page goes on.
+                    self.counts["refused"] += 1
+                    log.warning("%s cannot be shown", event.topic, exc_info=self.counts["refused"] == 1)
             self._give_up()
 
     def _batch(self) -> list[Event] | None:

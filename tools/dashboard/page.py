@@ -18,6 +18,11 @@ STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 TICK = 0.5  # seconds between two looks at the board; more with many devices, for the browser's sake
 MANY = 200
 NARROW = 640  # pixels; below, the table keeps what matters most
+LOOK = """
+const kept = localStorage.getItem('relief-look');
+const dark = kept ? kept === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+emitEvent('look', {dark: dark, width: innerWidth});
+"""
 SECONDARY = ["why", "tier", "modalities", "predicted", "watts", "celsius", "kB", "link", "version"]
 
 COLUMNS: list[dict[str, Any]] = [
@@ -74,16 +79,18 @@ class Chrome:
     def other_look(self) -> None:
         self._set(not self.dark.value, remember=True)
 
-    async def settle(self) -> bool:
-        """Take over the visitor's look; whether the window is narrow. Once the page is connected."""
-        await ui.context.client.connected()
-        wanted = await ui.run_javascript(
-            "[localStorage.getItem('relief-look')"
-            " ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'), innerWidth]",
-            timeout=10.0,
-        )
-        self._set(wanted[0] == "dark", remember=False)
-        return bool(wanted[1] < NARROW)
+    def settle(self, narrow: Callable[[], object] | None = None) -> None:
+        """Draw, then take over the visitor's look as soon as the browser tells it; `narrow` is called on a phone."""
+
+        def told(event: Any) -> None:
+            self._set(event.args["dark"] is True, remember=False)
+            if narrow and event.args["width"] < NARROW:
+                narrow()
+
+        ui.on("look", told)
+        ui.run_javascript(LOOK)
+        for redraw in self._redraw:
+            redraw()
 
     def _set(self, dark: bool, *, remember: bool) -> None:
         self.dark.value = dark
@@ -181,12 +188,9 @@ class Overview:
     def dark(self) -> bool:
         return bool(self.chrome.dark.value)
 
-    async def live(self) -> None:
+    def live(self) -> None:
         """Go on for as long as the visitor stays."""
-        narrow = await self.chrome.settle()
-        if narrow:
-            self.grid.run_grid_method("setColumnsVisible", SECONDARY, False)
-        self._redraw()
+        self.chrome.settle(lambda: self.grid.run_grid_method("setColumnsVisible", SECONDARY, False))
         many = len(self.board.rows) > MANY
         ui.timer(2 * TICK if many else TICK, self.tick)
 
@@ -281,9 +285,9 @@ def pages(feed: Feed) -> None:
     from tools.dashboard.device_page import DevicePage
 
     @ui.page("/", title=f"RELIEF {feed.board.fleet}")
-    async def overview() -> None:
-        await Overview(feed).live()
+    def overview() -> None:
+        Overview(feed).live()
 
     @ui.page("/device/{id}", title=f"RELIEF {feed.board.fleet}: device")
-    async def device(id: str) -> None:
-        await DevicePage(feed, id).live()
+    def device(id: str) -> None:
+        DevicePage(feed, id).live()

@@ -25,6 +25,7 @@ def serve(feed: Feed, listener: socket.socket, *, password: str | None, tls: tup
         title=f"RELIEF {feed.board.fleet}",
         favicon="◐",
         dark=False,
+        language="en-US",
         binding_refresh_interval=None,
         tailwind=False,
         show_welcome_message=False,
