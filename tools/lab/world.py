@@ -68,6 +68,9 @@ def world(
               their place and validation windows that of test windows
     """
     whole, classes, folds = _windows(fleet.dataset)
+    known = tuple(whole.x)
+    sensed = {m for tier in fleet.tier for k in range(tier.devices) for m in tier.owned(k, known)}
+    whole = whole.only([m for m in known if m in sensed])  # what nobody owns is no part of the model
     held_out = list(folds[fold % len(folds)])
     seen = [s for s in whole.subjects if s not in held_out]
     if tuning:
@@ -76,7 +79,6 @@ def world(
     parts = split(whole.of([*seen, *held_out]), held_out)
     mine = parts.train.of(seen[public:])
     rows = _shares(fleet, mine, seen[public:], np.random.default_rng([seed, fold]))
-    known = tuple(whole.x)
     devices = tuple(_device(fleet, tier, k, known, subject, chosen) for (tier, k), subject, chosen in rows)
     scaling = Scaling.of(merge(sums(mine.take(d.windows).only(d.owned)) for d in devices))
     spec = _spec(model, mine, classes, seed)

@@ -1,0 +1,76 @@
+"""Experiments resume where they stopped, tune every method alike, and leave one tidy table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tools.lab.experiment import Lab
+from tools.lab.plan import Experiment, Method, Sizes, Tuning
+
+FLEET = """
+dataset = "synthetic"
+gflops = 0.01
+[[tier]]
+name = "rich"
+devices = 6
+modalities = ["ecg", "heart_rate", "wrist_acc"]
+speed = 1.0
+rate = 1e6
+watts = 3.0
+[[tier]]
+name = "poor"
+devices = 6
+modalities = ["wrist_acc"]
+speed = 0.2
+rate = 1e6
+watts = 1.0
+"""
+
+
+@pytest.mark.timeout(280)
+def test_an_experiment_resumes_tunes_alike_and_leaves_a_tidy_table(tmp_path: Path) -> None:
+    fleet = tmp_path / "tiny.toml"
+    fleet.write_text(FLEET)
+    plan = Experiment(
+        name="x",
+        fleets=[str(fleet)],
+        folds=[0],
+        seeds=[0],
+        rounds={"full": 3},
+        epochs=0.1,
+        model=Sizes(widths=[3], fusion=6, bins=2),
+        tuning=Tuning(rates=[0.02, 0.1], folds=[0]),
+        reference="fedavg",
+        methods={
+            "fedavg": Method(strategy="fedavg", learning_rate={"full": 0.05}),
+            "relief": Method(strategy="relief", deadline="fastest", until=0.5),
+        },
+    )
+    said: list[str] = []
+    first = Lab(plan, tmp_path / "out", workers=1, say=said.append).run()
+    assert json.loads((tmp_path / "out" / "rates.json").read_text())["relief/full"] in (0.02, 0.1)
+    trials = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob("*-s100-*.json")]
+    assert sorted(t["rate"] for t in trials if t["method"] == "relief") == [0.02, 0.1]
+    assert all(t["tuning"] for t in trials)
+    assert any("left" in line for line in said)
+
+    rows = list(csv.DictReader((tmp_path / "out" / "points.csv").read_text().splitlines()))
+    assert len(rows) == sum(len(r["points"]) for r in first)
+    assert {row["method"] for row in rows} == {"fedavg", "relief"}
+    clock = [r["points"][-1]["seconds"] for r in first]
+    assert clock[1] == pytest.approx(clock[0] / 2, rel=0.6)
+
+    lost = next((tmp_path / "out" / "cells").glob("*-relief-f0-s0-*.json"))
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    said.clear()
+    Lab(plan, tmp_path / "out", workers=1, say=said.append).run()
+    assert [line for line in said if "runs to do" in line] == ["methods: 1 runs to do, 0 are there"]
+    again = json.loads(lost.read_text())
+    assert again["points"] == before["points"]
