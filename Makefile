@@ -80,3 +80,9 @@ fuzz: $(STAMP)
 # Rounds with churn: memory, file descriptors and disk must stay flat.
 soak-rounds: $(STAMP)
 	@$(BIN)/python -m tests.chaos.soak $(ROUNDS)
+
+# Eight devices through a bad day: silent sensor, late labels, 30 s without network, kill -9. Five calm runs to compare
+# with, so about 20 minutes; QUICK=1: two calm runs and short faults, 3 minutes.
+.PHONY: soak
+soak: $(STAMP)
+	@$(BIN)/python -m tests.soak $(if $(QUICK),--quick)

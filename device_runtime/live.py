@@ -46,6 +46,7 @@ class LiveSensing:
         self._lock = threading.Lock()
         self._current: Names = ()
         self._next_number = 0
+        self._told: dict[str, State] = {}
         self._cut = 0
         self._changed: Callable[[], None] = lambda: None
         self._closing = threading.Event()
@@ -172,11 +173,13 @@ class LiveSensing:
 
     def _moved(self) -> None:
         """A sensor came or went; called from its thread."""
-        for name, health in self._source.health.items():
-            if health.state in (State.STALLED, State.DEAD):
-                log.warning("sensor of %s: %s", name, health.reason)
+        health = self._source.health
         with self._lock:
+            told, self._told = self._told, {name: h.state for name, h in health.items()}
             self._current = tuple(m.name for m in self._source.present)
+        for name, h in health.items():
+            if h.state in (State.STALLED, State.DEAD) and told.get(name) is not h.state:
+                log.warning("sensor of %s: %s", name, h.reason)
         self._changed()
 
 
