@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from device_runtime.bundle import BadBundle
 from protocol.errors import ConfigError
 from tools.flashing.targets import TARGETS, target
+
+if TYPE_CHECKING:
+    from tools.flashing.bundle import Bundle
 
 app = typer.Typer(no_args_is_help=True, help="Put the device runtime onto boards.")
 
@@ -51,31 +54,17 @@ def bundle(
 
     Example: relief flash bundle wrist-1 --config fleet.toml --target jetpack6
     """
-    from tools.flashing.bundle import pack
-    from tools.flashing.configuration import device_files
-    from tools.flashing.wheelhouse import build, gather, look_into
-
     with one_line_errors():
-        began, wanted = time.monotonic(), target(to)
-        files, fleet = {}, ""
-        if device is not None:
-            if config is None:
-                raise ValueError(f"--config is missing: the file that has the [[device]] {device}")
-            files = device_files(config, device, credentials=include_credentials)
-            fleet = _fleet(config, device)
-        extras = tuple({"infer", *(extra or []), *(["train"] if with_torch else [])})
-        with tempfile.TemporaryDirectory(prefix="relief-bundle-") as scratch:
-            if wheel is not None:
-                look_into(wheel)
-            project = wheel or build(Path(scratch) / "project")
-            wheels = gather(wanted, project, Path(scratch) / "wheels", extras=extras, lock=lock)
-            made = pack(wanted, wheels, out, fleet=fleet, device=device or "", config=files)
-        typer.echo(
-            f"{made.path}  {made.size / 1e6:.1f} MB, {len(made.manifest.files)} files, {time.monotonic() - began:.1f} s"
-        )
+        began = time.monotonic()
+        made = make(
+            to, device, config, out,
+            with_torch=with_torch, secrets=include_credentials, extra=tuple(extra or ()), lock=lock, wheel=wheel,
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        typer.echo(f"{made.path}  {made.size / 1e6:.1f} MB, {len(made.manifest.files)} files, {seconds:.1f} s")
         typer.echo(f"sha256 {made.digest}")
-        typer.echo(f"{wanted.name}: {wanted.about}")
-        if "wants-identity" in files:
+        typer.echo(f"{to}: {target(to).about}")
+        if "config/wants-identity" in made.manifest.files:
             typer.echo("It holds no key: the board makes one, and a request for `relief broker add --csr`.")
 
 
@@ -91,6 +80,121 @@ def verify(archive: Annotated[Path, typer.Argument(help="A bundle.", exists=True
         manifest = unpack(archive, Path(scratch) / "bundle")
         typer.echo(f"{len(manifest.files)} files verified: {manifest.runtime} for {manifest.target}, {manifest.python}")
         typer.echo(f"sha256 {file_digest(archive)}")
+
+
+@app.command()
+def rootfs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Linux_for_Tegra/rootfs, or a Debian root.", exists=True)
+    ],
+    device: Annotated[str, typer.Option(help="The [[device]] that the board will be.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The fleet's configuration file.")],
+    with_torch: Torch = False,
+    include_credentials: Secrets = False,
+    archive: Annotated[Path | None, typer.Option("--bundle", help="A bundle, instead of making one.")] = None,
+    board: Annotated[
+        str | None, typer.Option(help="NVIDIA's name of the board, for the command that comes next.")
+    ] = None,
+) -> None:
+    """Install into an unpacked root folder without running what is in it; NVIDIA's tool writes it to the board.
+
+    Example: relief flash rootfs Linux_for_Tegra/rootfs --device wrist-1 --config fleet.toml
+    """
+    from device_runtime.bundle import unpack
+    from tools.flashing import rootfs as roots
+
+    with one_line_errors(), tempfile.TemporaryDirectory(prefix="relief-rootfs-") as scratch:
+        root = roots.inspect(folder)
+        typer.echo(f"{folder}: {root.host.release}, {root.host.arch}, Python {root.host.python}: {root.target.name}")
+        packed = archive
+        if packed is None:
+            made = make(
+                root.target.name, device, config, Path(scratch), with_torch=with_torch, secrets=include_credentials
+            )
+            packed = made.path
+        began = time.monotonic()
+        unpacked = Path(scratch) / "bundle"
+        manifest = unpack(packed, unpacked)
+        told = roots.install(root, unpacked, manifest)
+        typer.echo(f"{told}; {len(manifest.files)} files verified, installed in {time.monotonic() - began:.1f} s")
+        typer.echo("enabled: " + ", ".join(roots.SERVICES))
+        typer.echo(roots.command(root, board))
+
+
+@app.command()
+def ssh(
+    host: Annotated[str, typer.Argument(help="As ssh takes it: user@board.")],
+    device: Device = None,
+    config: Config = None,
+    archive: Annotated[Path | None, typer.Option("--bundle", help="A bundle, instead of making one.")] = None,
+    with_torch: Torch = False,
+    include_credentials: Secrets = False,
+    option: Annotated[list[str] | None, typer.Option("-o", help="An option for ssh, as Port=2222; repeatable.")] = None,
+    look_only: Annotated[bool, typer.Option("--look", help="Only look.")] = False,
+) -> None:
+    """Install or update a running board: beside the version that runs, with a way back.
+
+    Example: relief flash ssh root@wrist-1.local wrist-1 --config fleet.toml
+    """
+    from rich.progress import Progress
+
+    from device_runtime.bundle import file_digest, unpack
+    from tools.flashing import ssh as remote
+    from tools.flashing.rootfs import Root
+
+    with one_line_errors(), tempfile.TemporaryDirectory(prefix="relief-ssh-") as scratch:
+        link = remote.Link(host, tuple(part for one in option or [] for part in ("-o", one)))
+        found = remote.look(link)
+        for line in found.findings():
+            typer.echo(line)
+        if look_only:
+            return
+        packed = archive
+        if packed is None:
+            name = Root(Path(host), found.host).target.name
+            packed = make(name, device, config, Path(scratch), with_torch=with_torch, secrets=include_credentials).path
+        manifest = unpack(packed, Path(scratch) / "bundle")
+        with Progress(transient=True) as progress:
+            bar = progress.add_task(f"to {host}", total=packed.stat().st_size)
+            stays = remote.install(
+                link, found, packed, manifest, file_digest(packed), typer.echo,
+                lambda sent, _: progress.update(bar, completed=sent),
+            )  # fmt: skip
+        typer.echo(f"{host}: {manifest.runtime} {'installed' if stays else 'was rolled back'}")
+        raise typer.Exit(0 if stays else 1)
+
+
+def make(
+    to: str,
+    device: str | None,
+    config: Path | None,
+    out: Path,
+    *,
+    with_torch: bool = False,
+    secrets: bool = False,
+    extra: tuple[str, ...] = (),
+    lock: Path | None = None,
+    wheel: Path | None = None,
+) -> Bundle:
+    """Build, resolve, fetch and pack one bundle below `out`. BadBundle, ConfigError or ValueError."""
+    from tools.flashing.bundle import pack
+    from tools.flashing.configuration import device_files
+    from tools.flashing.wheelhouse import build, gather, look_into
+
+    wanted = target(to)
+    files, fleet = {}, ""
+    if device is not None:
+        if config is None:
+            raise ValueError(f"--config is missing: the file that has the [[device]] {device}")
+        files = device_files(config, device, credentials=secrets)
+        fleet = _fleet(config, device)
+    extras = tuple({"infer", *extra, *(["train"] if with_torch else [])})
+    with tempfile.TemporaryDirectory(prefix="relief-bundle-") as scratch:
+        if wheel is not None:
+            look_into(wheel)
+        project = wheel or build(Path(scratch) / "project")
+        wheels = gather(wanted, project, Path(scratch) / "wheels", extras=extras, lock=lock)
+        return pack(wanted, wheels, out, fleet=fleet, device=device or "", config=files)
 
 
 def _fleet(config: Path, device: str) -> str:
