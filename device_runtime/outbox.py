@@ -1,4 +1,4 @@
-"""Updates on disk until the coordinator has answered them.
+"""Updates on disk until the coordinator has answered them, and telemetry in memory until there is a connection.
 
 A file an update: magic, sha256 of what follows, then msgpack of its ids and its bytes. Written beside, synced, renamed;
 so after a crash, a kill or a full disk a file is whole or is not there. What cannot be written stays in memory.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import msgpack
 
 MAGIC = b"relief-outbox-1\n"
 SUFFIX = ".update"
+TELEMETRY = 1 << 20  # bytes of telemetry at most, since it is kept in memory
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,24 @@ class Entry:
 
 
 class Outbox:
-    """The updates of one device in `folder`, at most `max_bytes` of them; the oldest gives way.
+    """What one device has not got rid of, at most `max_bytes`: the oldest telemetry gives way first, updates last.
+
+    Updates are files in `folder`. Telemetry never touches the disk: flash wears out, and it is only news while new.
 
     problem    what keeps updates from the disk just now, for the log and for checks; empty where all is well
     torn       files that were not whole when the outbox was opened, removed since
+    dropped, forgotten    updates and telemetry messages that gave way
     """
 
     def __init__(self, folder: Path, max_bytes: int = 256 * 1024 * 1024) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.problem = ""
         self.torn = 0
-        self.dropped = 0
+        self.dropped = self.forgotten = 0
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._memory: dict[str, bytes] = {}
+        self._telemetry: deque[bytes] = deque()
+        self._telemetry_size = 0
         self._open()
 
     def __len__(self) -> int:
@@ -50,8 +56,8 @@ class Outbox:
 
     @property
     def size(self) -> int:
-        """Bytes of all updates."""
-        return sum(e.size for e in self._entries.values())
+        """Bytes of all updates and of the telemetry."""
+        return sum(e.size for e in self._entries.values()) + self._telemetry_size
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -66,6 +72,7 @@ class Outbox:
         self._entries[update] = Entry(update, assignment, order, len(body))
         self._memory[update] = body
         gone = []
+        self._make_room(self.max_bytes)
         while self.size > self.max_bytes and len(self._entries) > 1:
             oldest = next(iter(self._entries))
             self.remove(oldest)
@@ -73,6 +80,29 @@ class Outbox:
         self.dropped += len(gone)
         self.flush()
         return gone
+
+    def remember(self, telemetry: bytes) -> None:
+        """Keep a telemetry message for when there is a connection again."""
+        self._telemetry.append(telemetry)
+        self._telemetry_size += len(telemetry)
+        while self._telemetry_size > TELEMETRY:
+            self._forget_oldest()
+        self._make_room(self.max_bytes)
+
+    def recall(self) -> list[bytes]:
+        """The telemetry that was kept, oldest first; it is not kept any longer."""
+        kept = list(self._telemetry)
+        self._telemetry.clear()
+        self._telemetry_size = 0
+        return kept
+
+    def _make_room(self, limit: int) -> None:
+        while self._telemetry and self.size > limit:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        self._telemetry_size -= len(self._telemetry.popleft())
+        self.forgotten += 1
 
     def flush(self) -> None:
         """Write what is only in memory yet."""

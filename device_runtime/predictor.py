@@ -86,6 +86,19 @@ class Predictor:
         if spec is not None and any(self._seen.get(b) != h.manifest.digest for b, h in ours.items()):
             self._offered = spec, ours
 
+    def roll_back(self) -> bool:
+        """Return to the version before, until a newer one comes; False if there is none."""
+        return self._engine is not None and self._engine.roll_back()
+
+    def adopt(self) -> bool:
+        """Take up the newest blocks again after a roll-back, with the next `offer`; False while there is no model."""
+        self._seen = {}
+        return self._engine is not None
+
+    def versions(self) -> dict[str, int]:
+        """Block -> version in use."""
+        return dict(self._engine.versions) if self._engine else {}
+
     def values(self) -> dict[str, Any]:
         """For telemetry: what is in use, how long a run takes, what is wrong."""
         engine = self._engine

@@ -13,11 +13,14 @@ import random
 import time
 import uuid
 from functools import singledispatchmethod
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from device_runtime import telemetry
 from device_runtime.agent import Agent
 from device_runtime.condition import Condition
 from device_runtime.config import Settings
+from device_runtime.equipment import energy, predictor
 from device_runtime.events import (
     Action,
     Annotate,
@@ -30,7 +33,6 @@ from device_runtime.events import (
     ManifestHeard,
     Note,
     Obey,
-    OrderDone,
     Predicted,
     Publish,
     SensorsChanged,
@@ -41,26 +43,29 @@ from device_runtime.events import (
     Upload,
     UseModel,
 )
-from device_runtime.joules import ConfiguredWatts, Joules, meter
 from device_runtime.listen import heard
 from device_runtime.local import AlreadyRunning, Asked, LocalSocket
 from device_runtime.notify import Notify
+from device_runtime.orders import switched
 from device_runtime.outbox import Outbox
-from device_runtime.power import Limits, Meter
-from device_runtime.predictor import Predictor
+from device_runtime.power import Limits
 from device_runtime.progress import Progress
 from device_runtime.sensing import Sensing, scale
+from device_runtime.slots import RESTART, confirm
 from device_runtime.worker import Worker, torch_is_here
 from protocol.chunks import chunk_size, split
 from protocol.errors import Congested, ProtocolError
-from protocol.messages import Report, Status, Telemetry
+from protocol.messages import Order, Status, Telemetry
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
 from protocol.waiting import take
 
+if TYPE_CHECKING:
+    from device_runtime.update import Updater
+
 log = logging.getLogger("relief.device")
 
-RUNTIME = "0.1.0"
+RUNTIME = version("relief-edge")
 STIR_PAUSE = 0.5  # seconds between two looks at the sensors' windows
 HEALTH = 10.0  # seconds between two looks at temperature and battery
 END = 1.0  # seconds that the trainer may take to reach a step border when everything ends
@@ -88,7 +93,7 @@ class Runtime:
         self.began = time.monotonic()
         self._transport, self._sensing = transport, sensing
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self.joules, self.meter = self._energy()
+        self.joules, self.meter = energy(self.config)
         self.condition = Condition(Limits(self.config.max_celsius, self.config.min_battery))
         trains = self.config.train and torch_is_here()
         share = min(1.0, self.config.quota or 1.0)  # training runs on one thread
@@ -113,7 +118,10 @@ class Runtime:
         self.agent = Agent(
             self.topics, self.config.id, birth, jitter=random.random, uses_blocks=trains or infers, kept=kept
         )
-        self.predictor = self._predictor()
+        self.predictor = None
+        if self.config.inference:
+            say = self._queue.put
+            self.predictor = predictor(self.config.inference, self.owned, sensing, lambda p: say(Predicted(p)))
         self._stirred, self._look_at = False, 0.0
         self._max_payload = 0
         self._telemetry_at, self._health_at = math.inf, 0.0
@@ -121,15 +129,8 @@ class Runtime:
         self._local = LocalSocket(self.config.folder, self._queue.put)
         self._ended: _Stop | None = None
         self._code = 0
+        self._updater: Updater | None = None
         self._logged: set[str] = set()
-
-    def _energy(self) -> tuple[Joules, Meter | None]:
-        if not self.config.watts and self.config.power:
-            metered, told = meter(self.config.power, self.config.idle_watts)
-            log.info("%s", told)
-            if metered:
-                return metered, metered.meter
-        return ConfiguredWatts(self.config.watts, time.monotonic), None
 
     @property
     def owned(self) -> tuple[str, ...]:
@@ -137,25 +138,22 @@ class Runtime:
         live = self.config.live
         return tuple(m for s in live.sensors for m in s.modalities) if live else tuple(self._sensing.modalities)
 
-    def _predictor(self) -> Predictor | None:
-        wanted = self.config.inference
-        if wanted is None:
-            return None
-        return Predictor(
-            wanted.kit,
-            self._sensing.latest,
-            lambda prediction: self._queue.put(Predicted(prediction)),
-            owned=self.owned,
-            every=wanted.every,
-            providers=wanted.providers,
-        )
-
     def stop(self, reason: str = "stopped") -> None:
         """End soon; from any thread, or a signal handler."""
         self._queue.put(_Stop(reason))
 
+    def _update(self, order: Order) -> None:
+        from device_runtime.update import Updater  # its HTTP client costs memory that few lives ever need
+
+        self._updater = self._updater or Updater(self.config.folder, self._queue.put, self._restart)
+        self._updater.obey(order)
+
+    def _restart(self, reason: str) -> None:
+        self._code = RESTART
+        self.stop(reason)
+
     def run(self) -> int:
-        """Live until told to stop."""
+        """Live until told to stop, or to start anew (RESTART)."""
         if self.outbox.torn:
             log.warning("outbox: %d damaged files were removed", self.outbox.torn)
         self._say_problem()
@@ -205,6 +203,10 @@ class Runtime:
             elif isinstance(item, (Lost, Stopped)):
                 self.trouble = item.reason
             self._tell(item)  # type: ignore[arg-type]  # the queue holds nothing but events besides
+            if isinstance(item, Connected):
+                confirm()
+                for payload in self.outbox.recall():
+                    self._tell_telemetry(payload)
         now = time.monotonic()
         if self._stirred and now >= self._look_at:
             self._look(now)
@@ -260,10 +262,17 @@ class Runtime:
 
     def _report(self) -> None:
         telemetry.give_back()
-        values = telemetry.values(self)
-        self._send(
-            Publish(self.topics.device(self.config.id, "telemetry"), Telemetry(time=time.time(), values=values), qos=0)
-        )
+        self._tell_telemetry(Telemetry(time=time.time(), values=telemetry.values(self)).encode())
+
+    def _tell_telemetry(self, payload: bytes) -> None:
+        if not self.agent.connected:
+            self.outbox.remember(payload)
+            return
+        self.bytes_up += len(payload)
+        try:
+            self._transport.publish(self.topics.device(self.config.id, "telemetry"), payload, qos=0)
+        except ProtocolError as error:
+            self._once_only(str(error))
 
     # -- carrying out ----------------------------------------------------------------------------
 
@@ -329,8 +338,13 @@ class Runtime:
 
     @_do.register
     def _obey(self, action: Obey) -> None:
-        reason = f"this runtime does not know how to {action.order.kind.replace('_', ' ')}"
-        self._queue.put(OrderDone(Report(id=action.order.id, kind=action.order.kind, ok=False, reason=reason)))
+        order = action.order
+        if order.kind in ("profile", "evaluate") and self.worker:
+            self.worker.obey(order, dict(self.agent.downloads.held), self._sensing.labelled())
+        elif order.kind == "update_runtime":
+            self._update(order)
+        else:
+            self._queue.put(switched(order, self.predictor))
 
     @_do.register
     def _annotate(self, action: Annotate) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.downloads import Held
 from protocol.messages import Label, Scale
 from sensors.recording import DataError, Floats, Ints
 from sensors.stream import Source, WindowRing
@@ -148,3 +149,25 @@ def scale(windows: Labelled) -> dict[str, Scale]:
             squares = np.einsum("ncs,ncs->c", x, x, dtype=np.float64)
             found[name] = Scale(count=x.shape[0] * x.shape[2], total=total.tolist(), squares=squares.tolist())
     return found
+
+
+def normalised(
+    windows: Labelled, present: Sequence[str], blocks: Mapping[str, Held]
+) -> tuple[dict[str, Floats], npt.NDArray[np.int64]]:
+    """Windows of `present` modalities by the fleet's normalisation, and their labels; what was not sensed is left out.
+
+    ValueError where the normalisation has another number of channels.
+    """
+    x = {}
+    for m in present:
+        if m not in windows.x:
+            continue  # zero filling
+        values, manifest = windows.x[m], blocks[m].manifest
+        if manifest.center or manifest.width:
+            if not len(manifest.center) == len(manifest.width) == values.shape[1]:
+                raise ValueError(f"block {m}: normalisation of {len(manifest.center)} channels, {values.shape[1]} here")
+            center = np.asarray(manifest.center, np.float32)[:, None]
+            width = np.asarray(manifest.width, np.float32)[:, None]
+            values = (values - center) / width
+        x[m] = np.ascontiguousarray(values, np.float32)
+    return x, windows.y.astype(np.int64)

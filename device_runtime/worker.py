@@ -8,22 +8,22 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from device_runtime.assignments import BASE
-from device_runtime.events import Event, Power, Profiled, StartTraining, TrainingDone, TrainingFailed
+from device_runtime.assignments import BASE, blocks
+from device_runtime.downloads import Held
+from device_runtime.events import Event, OrderDone, Power, Profiled, StartTraining, TrainingDone, TrainingFailed
 from device_runtime.joules import Joules
+from device_runtime.orders import answered, evaluated
 from device_runtime.profiler import Outcome, Profile
 from device_runtime.progress import Progress, key_of
 from device_runtime.quota import Busy
-from device_runtime.sensing import Labelled
+from device_runtime.sensing import Labelled, normalised
 from device_runtime.wire import Wire
 from models.local import Local
 from models.spec import ModelSpec
-from protocol.messages import BlockWork, Update, update_id
+from protocol.messages import BlockWork, Order, Update, update_id
 
 if TYPE_CHECKING:
     from device_runtime.features import ResidentFeatures
@@ -90,6 +90,10 @@ class Worker:
         """Train; the end is told by TrainingDone or TrainingFailed."""
         self._jobs.put(lambda: self._train(start, windows))
 
+    def obey(self, order: Order, held: Mapping[str, Held], windows: Labelled) -> None:
+        """Carry out an order of kind profile or evaluate; the end is told by OrderDone."""
+        self._jobs.put(lambda: self._say(self._carried_out(order, held, windows)))
+
     def cancel(self, assignment: str) -> None:
         """Stop this training at the next step border."""
         self._cancelled.add(assignment)
@@ -108,7 +112,6 @@ class Worker:
             job()
 
     def _use_model(self, spec: ModelSpec, owned: tuple[str, ...]) -> None:
-        from device_runtime.calibration import measure
         from device_runtime.features import ResidentFeatures
         from models.network import Network
 
@@ -119,9 +122,14 @@ class Worker:
             self._joules.measure_idle(IDLE)
         here = [m for m in spec.names if m in owned]
         if here:
-            self.profile.observe(measure(spec, here, share=self._share, stop=lambda: self._closing))
+            self._calibrate(spec, here)
             self._say(Profiled(dict(self.profile.speed)))
         self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
+
+    def _calibrate(self, spec: ModelSpec, here: Sequence[str]) -> None:
+        from device_runtime.calibration import measure
+
+        self.profile.observe(measure(spec, here, share=self._share, stop=lambda: self._closing))
 
     def _train(self, start: StartTraining, windows: Labelled) -> None:
         from device_runtime.trainer import TrainingError
@@ -148,6 +156,27 @@ class Worker:
             if not self._closing:
                 self._progress.clear()
 
+    def _carried_out(self, order: Order, held: Mapping[str, Held], windows: Labelled) -> OrderDone:
+        network = self._network
+        if network is None:
+            return answered(order, {}, "no model is known yet")
+        spec = network.spec
+        here = tuple(m for m in spec.names if m in windows.x)
+        if order.kind == "profile":
+            self._calibrate(spec, here)
+            self._say(Profiled(dict(self.profile.speed)))
+            speed = {b: {"forward": s.forward, "backward": s.backward} for b, s in self.profile.speed.items()}
+            return answered(order, {"seconds_per_window": speed, "prediction_error": self.profile.median_error})
+        needed = blocks(here, spec)
+        lacking = [b for b in needed if b not in held]
+        if lacking or not len(windows):
+            return answered(order, {}, f"blocks {lacking} are not here" if lacking else "there are no labelled windows")
+        try:
+            self._load(network, {b: held[b] for b in needed}, double=False)
+            return answered(order, evaluated(network, held, windows, here))
+        except ValueError as error:
+            return answered(order, {}, str(error))
+
     def _trained(self, start: StartTraining, windows: Labelled) -> Trained:
         import torch
 
@@ -158,8 +187,8 @@ class Worker:
             raise ValueError("no model is known yet")
         torch.set_num_threads(1)  # each thread has its own count
         local = Local.from_dict(a.training)
-        self._load(network, start, double=local.double)
-        x, y = normalised(start, windows)
+        self._load(network, start.blocks, double=local.double)
+        x, y = normalised(windows, start.present, start.blocks)
         resume = self._progress.begin(key_of(start))
         if resume:
             log.info("round %d: goes on at step %d, where it was stopped", a.round, resume.step)
@@ -205,12 +234,12 @@ class Worker:
 
         return over
 
-    def _load(self, network: Network, start: StartTraining, *, double: bool) -> None:
-        """Put the assignment's versions into the network; bases only where they changed."""
+    def _load(self, network: Network, blocks: Mapping[str, Held], *, double: bool) -> None:
+        """Put these versions into the network; bases only where they changed."""
         import torch
 
         network.to(torch.float64 if double else torch.float32)
-        for name, held in start.blocks.items():
+        for name, held in blocks.items():
             block = name.removesuffix(BASE)
             base = name != block
             if base and self._bases.get(block) == held.manifest.digest:
@@ -248,20 +277,3 @@ class Worker:
             joules=spent.total,
             power_source=spent.source,
         )
-
-
-def normalised(start: StartTraining, windows: Labelled) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Windows of the modalities present, by the fleet's normalisation. ValueError where its channels do not fit."""
-    x = {}
-    for m in start.present:
-        if m not in windows.x:
-            continue  # zero filling
-        values, manifest = windows.x[m], start.blocks[m].manifest
-        if manifest.center or manifest.width:
-            if not len(manifest.center) == len(manifest.width) == values.shape[1]:
-                raise ValueError(f"block {m}: normalisation of {len(manifest.center)} channels, {values.shape[1]} here")
-            center = np.asarray(manifest.center, np.float32)[:, None]
-            width = np.asarray(manifest.width, np.float32)[:, None]
-            values = (values - center) / width
-        x[m] = np.ascontiguousarray(values, np.float32)
-    return x, windows.y.astype(np.int64)

@@ -161,3 +161,25 @@ def test_the_clock_of_the_machine_plays_no_part_in_the_order(tmp_path):
     for n, path in enumerate(sorted(tmp_path.glob("*.update"))):
         os.utime(path, (1000 - n, 1000 - n))
     assert [e.update for e in Outbox(tmp_path).entries] == ["a", "b"]
+
+
+def test_telemetry_waits_in_order_and_gives_way_before_any_update(tmp_path):
+    box = Outbox(tmp_path, max_bytes=350)
+    box.put("a", "1.1", b"a" * 100)
+    for n in range(5):
+        box.remember(bytes([n]) * 50)
+    assert box.size == 350
+    box.put("b", "1.2", b"b" * 100)
+    assert box.forgotten == 2
+    assert [e.update for e in box.entries] == ["a", "b"]
+    assert [kept[0] for kept in box.recall()] == [2, 3, 4]
+    assert box.recall() == []
+    assert box.size == 200
+
+
+def test_telemetry_never_touches_the_disk_nor_grows_without_bound(tmp_path):
+    box = Outbox(tmp_path)
+    for _ in range(3000):
+        box.remember(b"t" * 1000)
+    assert box.size <= 1 << 20
+    assert list(tmp_path.iterdir()) == []

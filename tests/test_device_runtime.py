@@ -18,6 +18,7 @@ import pytest
 
 from device_runtime.config import DeviceConfig, SourceConfig
 from device_runtime.senses import replayed
+from device_runtime.sensing import Labelled
 from models.local import Local
 from models.partition import initial
 from models.spec import InputSpec, ModelSpec
@@ -153,6 +154,19 @@ def _toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, float) else repr(value)
 
 
+def sensed(count: int) -> Labelled:
+    """What the device process senses, at least `count` windows of it."""
+    config = DeviceConfig(id="d1", modalities=("wrist_acc",), source=SourceConfig(subject="2", speed=float("inf")))
+    stream, _ = replayed(config, trains=True)
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    stream.open(lambda: done.put(stream.count))
+    while done.get(timeout=20) < count:
+        pass
+    windows = stream.labelled()
+    stream.close()
+    return windows
+
+
 def online(status: Status) -> bool:
     return status.online and status.windows > 0
 
@@ -181,14 +195,7 @@ def test_an_update_holds_the_very_bits_that_training_these_windows_here_gives(co
     conductor.assign("d1", 1, training=Local(batch=8, lr=0.1).to_dict())
     update = conductor.next(Update)
 
-    config = DeviceConfig(id="d1", modalities=("wrist_acc",), source=SourceConfig(subject="2", speed=float("inf")))
-    stream, _ = replayed(config, trains=True)
-    done: queue.SimpleQueue = queue.SimpleQueue()
-    stream.open(lambda: done.put(stream.count))
-    while done.get(timeout=20) < update.samples:
-        pass
-    windows = stream.labelled()
-    stream.close()
+    windows = sensed(update.samples)
     raw, y = windows.x["wrist_acc"][: update.samples], windows.y[: update.samples]
     x = {"wrist_acc": torch.from_numpy((raw - np.float32(0.5)) / np.float32(2.0))}
     threads = torch.get_num_threads()
@@ -294,6 +301,32 @@ def test_an_order_nobody_knows_how_to_carry_out_is_answered(conductor, start):
     conductor.transport.publish(conductor.topics.device("d1", "order"), order.encode())
     report = conductor.next(Report)
     assert (report.id, report.ok) == ("o1", False)
+
+
+def test_a_device_evaluates_and_measures_itself_when_it_is_ordered_to(conductor, start):
+    torch = pytest.importorskip("torch")
+    from models.network import Network
+
+    conductor.say()
+    conductor.blocks(1)
+    start()
+    conductor.next(Telemetry, lambda t: t.values["windows"] == 480)
+    to = conductor.topics.device("d1", "order")
+    conductor.transport.publish(to, Order(id="o1", kind="evaluate").encode())
+    report = conductor.next(Report)
+    assert report.ok, report.reason
+    windows = sensed(480)
+    x = torch.from_numpy((windows.x["wrist_acc"] - np.float32(0.5)) / np.float32(2.0))
+    with torch.no_grad():
+        said = Network(SPEC)({"wrist_acc": x}).argmax(dim=1).numpy()
+    assert report.values["accuracy"] == pytest.approx((said == windows.y).mean())
+    assert np.sum(report.values["confusion"]) == 480
+    assert report.values["versions"] == {"wrist_acc": 1, "shared": 1}
+
+    conductor.transport.publish(to, Order(id="o2", kind="profile").encode())
+    report = conductor.next(Report)
+    assert (report.id, report.ok) == ("o2", True)
+    assert set(report.values["seconds_per_window"]) == {"wrist_acc", "shared"}
 
 
 # -- beginning and end ---------------------------------------------------------------------------------------
