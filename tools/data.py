@@ -103,7 +103,7 @@ def generate(
     folder: Annotated[
         Path | None, typer.Option(help="Where to put it. [default: RELIEF_DATA or ./data, then the name]")
     ] = None,
-    subjects: Annotated[int, typer.Option(min=1, max=9)] = 4,
+    subjects: Annotated[int, typer.Option(min=1, max=9)] = 8,
     seed: int = 0,
     bout: Annotated[float, typer.Option(help="Seconds of each activity at a time.", min=1)] = 30.0,
     bouts: Annotated[int, typer.Option(help="Times each activity is done.", min=1)] = 2,
