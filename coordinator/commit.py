@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.aggregation import Contribution, Divergence
 from coordinator.events import UpdateHead
+from coordinator.robust import Sliced, robust_fold
 from coordinator.strategies.base import Strategy
 from models.local import effective_steps
 from models.partition import Vector
@@ -48,10 +49,28 @@ def fold_round(
                     steps = effective_steps(head.blocks[block][1], momentum)
                     yield Contribution(head.device, head.samples, steps, delta(head, block))
 
-        folded = strategy.fold(block, base.size, contributions(), total)
+        robust = strategy.settings.robust
+        if robust is None:
+            folded = strategy.fold(block, base.size, contributions(), total)
+        else:
+            folded = robust_fold(robust, base.size, _sliced(block, heads, delta, momentum))
         if folded is None:
             continue
         done.blocks[block] = strategy.apply(block, base, folded)
         done.versions[block] = versions[block] + 1
         done.seen[block] = (folded.divergence, float(np.linalg.norm(base.astype(np.float64))))
     return done
+
+
+def _sliced(block: str, heads: Sequence[UpdateHead], delta: Delta, momentum: float) -> list[Sliced]:
+    """The block's trainers for robust statistics, which read a vector as often as they need it and keep none."""
+    return [
+        Sliced(
+            head.device,
+            head.samples,
+            effective_steps(head.blocks[block][1], momentum),
+            lambda start, stop, head=head: delta(head, block)[start:stop],  # type: ignore[misc]
+        )
+        for head in heads
+        if block in head.blocks
+    ]

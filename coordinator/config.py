@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from coordinator.defence import Defence
+from coordinator.quarantine import Limits
+from coordinator.robust import Robust, Rule
 from coordinator.rounds import Pace
 from coordinator.strategies.base import Settings
 from models.local import Local
@@ -34,6 +37,9 @@ class CoordinatorConfig(Section):
 
     deadline   "none", "fastest", a quantile below 1, or seconds
     joules     allowance per device and round, 0: none;  bytes  likewise for the uplink
+    robust     how a cohort's updates become one, where a share of `hostile` devices is to be withstood
+    norm_bound updates longer than so many times the cohort's median are refused; 0: none are
+    strikes    refusals within an hour that lead into quarantine; 0: none do
     """
 
     folder: FilePath = Path("runs/relief")
@@ -48,6 +54,10 @@ class CoordinatorConfig(Section):
     joules: Annotated[float, Field(ge=0)] = 0.0
     bytes: Annotated[float, Field(ge=0)] = 0.0
     training: TrainingConfig = TrainingConfig()
+    robust: Literal["none", "median", "trimmed", "krum", "clipped"] = "none"
+    hostile: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    norm_bound: Annotated[float, Field(ge=0)] = 10.0
+    strikes: Annotated[int, Field(ge=0)] = 3
 
     def settings(self) -> Settings:
         """What strategies need to know."""
@@ -62,7 +72,13 @@ class CoordinatorConfig(Section):
             double=t.double,
             wire=t.wire,
         )
-        return Settings(t.epochs, self.deadline, self.joules, self.bytes, local)
+        robust = None if self.robust == "none" else Robust(Rule(self.robust), share=self.hostile)
+        return Settings(t.epochs, self.deadline, self.joules, self.bytes, local, robust)
+
+    def defence(self) -> Defence:
+        """The bound of norms and the quarantine."""
+        limits = Limits(strikes=self.strikes) if self.strikes else None
+        return Defence(bound=self.norm_bound, limits=limits, momentum=self.training.momentum)
 
     def pace(self) -> Pace:
         return Pace(self.expect, self.gather, self.settle, self.patience, self.margin, self.rounds)

@@ -13,13 +13,14 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from coordinator.commit import fold_round
+from coordinator.defence import Defence
 from coordinator.estimate import FedAvgEstimate
 from coordinator.events import (
     Acknowledge,
@@ -44,6 +45,7 @@ from coordinator.intake import check
 from coordinator.journal import JournalFull
 from coordinator.ledger import Ledger, Resumed
 from coordinator.publisher import Publisher
+from coordinator.quarantine import Limits
 from coordinator.rounds import Pace, Rounds
 from coordinator.scorer import Scored, Scorer, Snapshot
 from coordinator.strategies.base import Strategy
@@ -72,6 +74,7 @@ from protocol.waiting import take
 log = logging.getLogger("relief.coordinator")
 
 SAY_EVERY = 0.25  # seconds between two summaries at least
+OPERATOR = ""  # who is not a device
 LISTEN_AGAIN = 60.0  # seconds between two looks at all retained births, in case one got lost on its way here
 WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask for
 REPEAT = 5.0  # seconds until what the broker did not take is said again
@@ -84,6 +87,7 @@ class Coordinator:
     base       frozen vectors of a pre-trained model (lora)
     start      trainable vectors to begin with instead of fresh ones
     evaluate   scores a Snapshot; runs in a thread of its own
+    defence    bound of norms and quarantine; by default ten times the cohort's median and three refusals an hour
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Coordinator:
         start: Mapping[str, Vector] | None = None,
         scales: Mapping[str, tuple[list[float], list[float]]] | None = None,
         evaluate: Any = None,
+        defence: Defence | None = None,
     ) -> None:
         fresh, frozen = initial(spec)
         self.topics, self.spec, self.strategy, self.cut = Topics(fleet), spec, strategy, partition(spec)
@@ -107,6 +112,7 @@ class Coordinator:
         self.blocks: dict[str, Vector] = dict(start or fresh)
         if strategy.local().double:
             self.blocks = {name: vector.astype("f8") for name, vector in self.blocks.items()}
+        self._defence = defence or Defence(limits=Limits(), momentum=strategy.local().momentum)
         self.core = Rounds(spec, strategy, pace, scales=dict(scales or {}))
         self.ledger = Ledger(folder, spec)
         self.history = History(folder / "metrics.jsonl")
@@ -127,12 +133,15 @@ class Coordinator:
         self._unsaved = False
         self._retry = inf
         self._listen_at = inf
+        self._held: dict[str, float] = {}  # device -> when its quarantine ends; not those held by an operator
         self._say_at, self._said = inf, 0.0
         self._logged: set[tuple[str, str]] = set()
         self._bytes_up = 0
         self._marks = (0, 0)  # bytes up and down when the round began
         self._zero = time.monotonic()
         self.stopped: str = ""
+        # Called with every summary's round and fields in this thread: metrics, trackers, the log's context.
+        self.listeners: list[Callable[[int, dict[str, Any]], None]] = []
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -199,7 +208,7 @@ class Coordinator:
         """When the loop has something to do although nothing arrives."""
         # While the disk is full the core waits for it and not for its deadline, which may have passed long ago.
         core = self.core.wake if self._retry == inf else self._retry
-        return min(core, self._say_at, self._listen_at)
+        return min(core, self._say_at, self._listen_at, *self._held.values())
 
     def _step(self) -> None:
         """Wait for something to happen, take in all that has, carry out what the core wants."""
@@ -216,6 +225,8 @@ class Coordinator:
             self._feed(Tick())
         if self._now() >= self._listen_at:
             self._repeat()
+        if self._held:
+            self._let_out()
         self._settle()
         self._say(self._now())
 
@@ -256,7 +267,7 @@ class Coordinator:
         levels = self.topics.parse(event.topic)
         if levels is None or not event.payload:
             return
-        who = levels[1] if levels[0] == "device" else "operator"
+        who = levels[1] if levels[0] == "device" else OPERATOR
         try:
             if levels[0] == "device" and len(levels) == 3:
                 self._from_device(who, levels[2], event.payload)
@@ -281,9 +292,8 @@ class Coordinator:
                 self._feed(Declined(device, report.id, report.reason))
 
     def _update(self, device: str, update: Update) -> None:
-        reason = check(update, device, self.cut)
+        reason = check(update, device, self.cut) or self._defence.judge(update)
         if reason:
-            self._refuse(device, reason)
             self._answer(Acknowledge(device, update.id, False, reason))
             return
         self._updates[update.id] = update
@@ -296,6 +306,18 @@ class Coordinator:
         if (who, kind) not in self._logged and len(self._logged) < 10_000:
             self._logged.add((who, kind))
             log.warning("%s: %s", who, reason)
+        held = self._defence.refused(who, reason, self._now()) if who != OPERATOR else None
+        if held:
+            log.warning("%s is in quarantine for %.0f s: %s", who, held.until - held.since, held.reason)
+            self._feed(Wish("quarantine", who, held.reason))
+            self._held[who] = held.until
+
+    def _let_out(self) -> None:
+        """End the quarantines whose time is over."""
+        now = self._now()
+        for device in [d for d, until in self._held.items() if until <= now]:
+            del self._held[device]
+            self._feed(Wish("release", device))
 
     def _request(self, request: Request) -> None:
         reply = Reply(id=request.id, ok=request.kind in WISHES)
@@ -359,6 +381,7 @@ class Coordinator:
         began, assigned = self.core.began, len(self.core.assignments)
         fedavg = self._fedavg.round(self.core.registry, self.core.assignments)
         self._updates.clear()
+        self._defence.committed()
         self._feed(Folded(action.round, done.versions, done.seen))
         self.ledger.forget(action.updates)
         self._outgoing += list(done.blocks)
@@ -410,7 +433,9 @@ class Coordinator:
 
     def _answer(self, one: Acknowledge) -> None:
         self._updates.pop(one.update, None)
-        if not one.accepted:
+        if one.accepted:
+            self._defence.accepted(one.device, one.update)
+        else:
             self._refuse(one.device, one.reason)
         answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)
         self._control.publish(self.topics.device(one.device, "answer"), answer.encode())
@@ -444,6 +469,8 @@ class Coordinator:
         fields |= {"bytes_up": self._bytes_up, "bytes_down": self._publisher.bytes_down}
         fields |= {"broker": self.broker.values()}
         core = self.core
+        for listen in self.listeners:
+            listen(core.round, fields)
         message = RoundSummary(round=core.round, epoch=core.epoch, phase=core.phase.value, fields=fields)
         topic = self.topics.coordinator("round")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -12,14 +13,16 @@ import typer
 
 from coordinator.service import Coordinator
 from coordinator.strategies import strategy
+from coordinator.trackers import Tracker, Tracking
 from models.partition import Vector
 from models.spec import Mode, ModelSpec
 from protocol.connection import connection
 from protocol.memory import MemoryBroker
+from tools import log as logs
 from tools.configuration import EvaluationConfig, File, dataset, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from coordinator.scorer import Snapshot
 
@@ -31,13 +34,18 @@ log = logging.getLogger("relief.coordinator")
 @app.command()
 def run(
     config: Annotated[Path, typer.Option(help="Configuration file (TOML).", exists=True, dir_okay=False)],
+    metrics: Annotated[str | None, typer.Option(help="Serve Prometheus metrics on HOST:PORT.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard files into this folder.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="Write an MLflow run to this tracking address.")] = None,
 ) -> None:
     """Coordinate the fleet until interrupted, or until the configured rounds are done.
 
     Example: relief coordinator run --config fleet.toml
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    coordinator = build(read(config))
+    file = read(config)
+    logs.configure(fleet=file.fleet)
+    coordinator = build(file)
+    coordinator.listeners.append(lambda round, fields: logs.bind(round=round))
     stop = threading.Event()
 
     def end(signum: int, frame: object) -> None:
@@ -46,10 +54,45 @@ def run(
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    coordinator.run(stop)
+    with watched(coordinator, metrics, tensorboard, mlflow, file.fleet):
+        coordinator.run(stop)
     if coordinator.stopped:
         log.error("%s", coordinator.stopped)
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def watched(
+    coordinator: Coordinator, metrics: str | None, tensorboard: Path | None, mlflow: str | None, fleet: str
+) -> Iterator[None]:
+    """The coordinator's numbers go to these places while the block runs."""
+    with contextlib.ExitStack() as stack:
+        if metrics:
+            stack.callback(_prometheus(coordinator, metrics))
+        trackers: list[Tracker] = []
+        if tensorboard or mlflow:
+            from coordinator.trackers import MLflow, TensorBoard
+
+            trackers += [TensorBoard(tensorboard)] if tensorboard else []
+            trackers += [MLflow(mlflow, fleet)] if mlflow else []
+        for tracker in trackers:
+            tracking = Tracking(tracker)
+            coordinator.listeners.append(tracking.take)
+            stack.callback(tracking.close)
+        yield
+
+
+def _prometheus(coordinator: Coordinator, where: str) -> Callable[[], None]:
+    try:
+        from coordinator.metrics import FleetMetrics
+        from tools.metrics.endpoint import address, endpoint
+    except ImportError:
+        raise ValueError('--metrics needs pip install "relief-edge[metrics]"') from None
+    collector = FleetMetrics()
+    port, end = endpoint(collector, *address(where))
+    coordinator.listeners.append(collector.take)
+    log.info("metrics: http://%s:%d/metrics", address(where)[0], port)
+    return end
 
 
 def build(file: File, memory: MemoryBroker | None = None) -> Coordinator:
@@ -63,6 +106,7 @@ def build(file: File, memory: MemoryBroker | None = None) -> Coordinator:
         spec=spec,
         strategy=method,
         pace=c.pace(),
+        defence=c.defence(),
         folder=c.folder,
         control=connection(file.broker, "coordinator-control", memory),
         bulk=connection(file.broker, "coordinator-bulk", memory),

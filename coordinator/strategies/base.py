@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from coordinator.aggregation import Contribution, Divergence, Folded, Weighting, fold
+from coordinator.robust import Robust
 from coordinator.work import Budget, Member, Work, work
 from models.local import Local
 from models.partition import Vector
@@ -28,6 +29,7 @@ class Settings:
                seconds from 1 on
     joules     allowance per device and round; 0: none
     bytes      uplink allowance per device and round; 0: none
+    robust     how a cohort's updates become one where some devices may be hostile; None: the method's own mean
     """
 
     epochs: float = 2.0
@@ -35,6 +37,7 @@ class Settings:
     joules: float = 0.0
     bytes: float = 0.0
     local: Local = field(default_factory=Local)
+    robust: Robust | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator import service
+from coordinator.defence import Defence
 from coordinator.events import Open
 from coordinator.rounds import Pace
 from coordinator.service import Coordinator
@@ -96,6 +97,7 @@ class CoordinatorParty:
                 folder=self.folder,
                 control=control,
                 bulk=bulk,
+                defence=Defence(limits=world.limits),
             )
         except Crash:
             self.die()

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from coordinator.quarantine import Limits
 from coordinator.rounds import Pace
 from coordinator.strategies.base import Settings, Strategy
 from coordinator.strategies.relief import CohortSteps, Relief
@@ -79,6 +80,7 @@ class World:
         self.weather = weather(draw)
         self.honest: set[str] = set()
         self.check = Check(self, initial(self.spec)[0])
+        self.limits = draw.choice([None, Limits(hold=20.0)])
         self._crashes_while_resuming = draw.choice([0.0, 0.3])
         settings = Settings(
             epochs=draw.choice([1.0, 2.0]),

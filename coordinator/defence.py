@@ -1,0 +1,70 @@
+"""What keeps bad devices out beyond the shape of one update: a norm bound from the cohort's medians, and quarantine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from coordinator.quarantine import Held, Limits, Quarantine
+from models.local import effective_steps
+from protocol.messages import Update
+
+COHORT = 3  # updates of a round from which a median says something
+INNOCENT = ("stale", "duplicate", "quarantined", "not assigned")  # refusals that any honest device can meet
+
+
+class Defence:
+    """Judges updates before they are stored, and counts refusals per device.
+
+    bound      an update is refused whose change per step is longer than so many times the median length of the last
+               round's; 0: no bound. The bound of a block begins with its first round of COHORT updates
+    limits     when refusals lead into quarantine; None: never
+    momentum   of the local rule, which a step's length depends on
+    """
+
+    def __init__(self, *, bound: float = 10.0, limits: Limits | None = None, momentum: float = 0.0) -> None:
+        self.bound, self._momentum = bound, momentum
+        self.quarantine = Quarantine(limits) if limits else None
+        self.medians: dict[str, float] = {}  # block -> median length per step of the last round's changes
+        self._judged: dict[str, dict[str, float]] = {}  # update id -> block -> length per step
+        self._round: dict[str, list[float]] = defaultdict(list)
+
+    def judge(self, update: Update) -> str:
+        """Why this update is refused, or an empty string. Its tensors were checked before (coordinator.intake)."""
+        lengths = {}
+        for block, work in update.blocks.items():
+            if not work.steps:
+                continue  # the round core says what is wrong with that
+            values = work.delta.array().astype(np.float64)
+            length = float(np.sqrt(values @ values)) / effective_steps(work.steps, self._momentum)
+            usual = self.medians.get(block, 0.0)
+            if self.bound and usual and length > self.bound * usual:
+                return (
+                    f"block {block}: norm {length:.3g} a step, the cohort's median was {usual:.3g} and at most "
+                    f"{self.bound:g} times that is taken"
+                )
+            lengths[block] = length
+        self._judged[update.id] = lengths
+        return ""
+
+    def accepted(self, device: str, update: str) -> None:
+        """The update is stored: its lengths count for the bound of the next round."""
+        for block, length in self._judged.pop(update, {}).items():
+            self._round[block].append(length)
+        if self.quarantine:
+            self.quarantine.accepted(device)
+
+    def committed(self) -> None:
+        """A round is closed: its medians bound the next."""
+        for block, lengths in self._round.items():
+            if len(lengths) >= COHORT:
+                self.medians[block] = float(np.median(lengths))
+        self._round.clear()
+        self._judged.clear()
+
+    def refused(self, device: str, reason: str, now: float) -> Held | None:
+        """Count a refusal; what holds the device from now on, if this one was too much."""
+        if self.quarantine is None or reason.startswith(INNOCENT):
+            return None
+        return self.quarantine.refused(device, reason.split(":")[0], now)

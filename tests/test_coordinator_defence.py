@@ -1,0 +1,143 @@
+"""A bad device's updates are refused at the edge, and whoever is refused again and again is left out for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.commit import fold_round
+from coordinator.defence import Defence
+from coordinator.events import UpdateHead
+from coordinator.quarantine import Limits
+from coordinator.robust import Robust, Rule
+from coordinator.rounds import Pace
+from coordinator.service import Coordinator
+from coordinator.strategies.base import Settings
+from coordinator.strategies.relief import CohortSteps
+from models.partition import Vector, initial, partition
+from protocol.chunks import split
+from protocol.memory import MemoryBroker, MemoryTransport
+from protocol.messages import BlockWork, Status, Tensor, Update, update_id
+from protocol.transport import Received
+from tests.worlds import spec
+
+SPEC = spec(2)
+
+
+def an_update(device: str, length: float, *, steps: int = 1, assignment: str = "1.1", bad: bool = False) -> Update:
+    size = partition(SPEC).size("torso")
+    vector = np.full(size, length * steps / np.sqrt(size), "<f4")
+    if bad:
+        vector[0] = np.nan
+    work = BlockWork(version=0, steps=steps, delta=Tensor.of(vector))
+    return Update(id=update_id(device, "b", assignment), device=device, boot="b", round=1, epoch=1,
+                  assignment=assignment, blocks={"torso": work}, samples=10)  # fmt: skip
+
+
+def committed(defence: Defence, lengths: list[float]) -> None:
+    for n, length in enumerate(lengths):
+        update = an_update(f"d{n}", length, steps=1 + n)
+        assert defence.judge(update) == ""
+        defence.accepted(update.device, update.id)
+    defence.committed()
+
+
+def test_lengths_are_bounded_by_the_median_of_the_round_before_per_step() -> None:
+    defence = Defence(bound=10.0)
+    committed(defence, [1.0, 2.0, 3.0])
+    assert defence.medians["torso"] == pytest.approx(2.0, rel=1e-5)
+    assert defence.judge(an_update("x", 19.0, steps=7)) == ""
+    reason = defence.judge(an_update("x", 21.0, steps=7))
+    assert reason.startswith("block torso: norm 21 a step") and "median was 2" in reason
+
+
+def test_two_devices_make_no_median_and_an_unanswered_update_counts_for_none() -> None:
+    defence = Defence(bound=2.0)
+    committed(defence, [1.0, 1.0])
+    assert defence.medians == {}
+    for n in range(5):
+        defence.judge(an_update(f"d{n}", 1e6))
+    committed(defence, [1.0, 1.0, 1.0])
+    assert defence.medians["torso"] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_what_happens_to_honest_devices_leads_nowhere() -> None:
+    defence = Defence(limits=Limits(strikes=1))
+    for reason in ("stale: made for round 1", "duplicate: round 1 has one", "not assigned: '1.1'", "quarantined: so"):
+        assert defence.refused("d", reason, 0.0) is None
+    assert defence.refused("d", "block torso: not all values are finite", 0.0) is not None
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[tuple[Coordinator, Callable[..., None]]]:
+    broker, now = MemoryBroker(), [0.0]
+    life = Coordinator(
+        fleet="f",
+        spec=SPEC,
+        strategy=CohortSteps(SPEC, Settings()),
+        pace=Pace(expect=2, gather=9.0, settle=0.0),
+        folder=tmp_path,
+        control=MemoryTransport(broker, "control"),
+        bulk=MemoryTransport(broker, "bulk"),
+        defence=Defence(limits=Limits(strikes=3, hold=60.0)),
+    )
+    life._now = lambda: now[0]  # type: ignore[method-assign]
+    life._resume()
+
+    def hears(device: str, leaf: str, payload: bytes, at: float) -> None:
+        now[0] = at
+        life._inbox.put(("control", Received(life.topics.device(device, leaf), payload)))
+        life._step()
+
+    yield life, hears
+    life.ledger.close()
+    life.history.close()
+
+
+def test_three_bad_updates_lead_into_quarantine_with_a_reason_and_time_leads_out(
+    coordinator: tuple[Coordinator, Callable[..., None]],
+) -> None:
+    life, hears = coordinator
+    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
+    for device in ("bad", "good"):
+        hears(device, "status", birth.encode(), 0.0)
+    assert set(life.core.assignments) == {"bad", "good"}
+    for n in range(3):
+        assert "bad" not in life.core.registry.quarantined
+        (chunk,) = split("u", an_update("bad", 1.0, assignment=f"1.{n}", bad=True).encode())
+        hears("bad", "update", chunk.encode(), 1.0 + n)
+    assert "3 refusals" in life.core.registry.quarantined["bad"]
+    assert life.core.registry.ready() == ["good"]
+    assert life._due() <= 63.0
+    life._now = lambda: 63.5  # type: ignore[method-assign]
+    life._inbox.put(None)
+    life._step()
+    assert life.core.registry.ready() == ["bad", "good"]
+
+
+@pytest.mark.parametrize("rule", list(Rule))
+def test_a_round_is_folded_by_the_robust_rule_that_was_chosen(rule: Rule) -> None:
+    blocks, _ = initial(SPEC)
+    rng = np.random.default_rng(0)
+    truth = {name: 0.1 * rng.standard_normal(v.size) for name, v in blocks.items()}
+    heads = [
+        UpdateHead(f"u{n}", f"d{n}", "b", 1, 1, "1.1", dict.fromkeys(blocks, (0, 2)), samples=10) for n in range(10)
+    ]
+
+    def delta(head: UpdateHead, block: str) -> Vector:
+        hostile = int(head.device[1:]) < 2
+        noise = np.random.default_rng([int(head.device[1:]), len(block)]).standard_normal(truth[block].size)
+        return (-100 * truth[block] if hostile else truth[block] + 0.01 * noise).astype(np.float32)
+
+    found = {}
+    for robust in (None, Robust(rule, share=0.2, memory=4096)):
+        strategy = CohortSteps(SPEC, Settings(robust=robust))
+        done = fold_round(strategy, blocks, dict.fromkeys(blocks, 0), heads, delta)
+        error = [np.linalg.norm(done.blocks[b] - blocks[b] - truth[b]) / np.linalg.norm(truth[b]) for b in blocks]
+        found[robust] = max(error)
+        assert set(done.versions.values()) == {1}
+    plain, withstood = found.values()
+    assert plain > 10 and withstood < 0.5
