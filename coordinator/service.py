@@ -126,7 +126,7 @@ class Coordinator:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._scorer = Scorer(evaluate, self._inbox.put) if evaluate else None
         self._reassembly: dict[str, Reassembly] = {}
-        self._updates: dict[str, Update] = {}  # accepted for storing, not yet journalled
+        self._updates: dict[tuple[str, str], Update] = {}  # (device, id) -> accepted for storing, not yet journalled
         self._actions: deque[Action] = deque()
         self._outgoing: list[Action | str] = []  # blocks by name, and what the core wants said
         self._storing: list[str] = []
@@ -296,7 +296,7 @@ class Coordinator:
         if reason:
             self._answer(Acknowledge(device, update.id, False, reason))
             return
-        self._updates[update.id] = update
+        self._updates[device, update.id] = update
         self._feed(UpdateArrived(UpdateHead.of(update)))
 
     def _refuse(self, who: str, reason: str) -> None:
@@ -356,7 +356,7 @@ class Coordinator:
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Store):
-            self.ledger.update(action.head, self._updates.pop(action.head.id))
+            self.ledger.update(action.head, self._updates.pop((action.head.device, action.head.id)))
             self._storing.append(action.head.id)
             self._unsaved = True
         elif isinstance(action, Open):
@@ -432,7 +432,7 @@ class Coordinator:
             self._answer(one)
 
     def _answer(self, one: Acknowledge) -> None:
-        self._updates.pop(one.update, None)
+        self._updates.pop((one.device, one.update), None)
         if one.accepted:
             self._defence.accepted(one.device, one.update)
         else:

@@ -8,9 +8,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tools import log as logs
+from tools.accept import accept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from device_runtime.runtime import Runtime
 
 # A device computes on one thread; each further one would cost memory before it did anything. Read when numpy is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -18,6 +26,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 COLOURS = ("green", "yellow", "red")
 
 app = typer.Typer(no_args_is_help=True, help="One device of a fleet: senses, trains, reports.")
+
+app.command()(accept)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The TOML configuration.", show_default=False)]
 Id = Annotated[str | None, typer.Option("--device", "-d", help="Which [[device]]; not needed where there is one.")]
@@ -29,18 +39,24 @@ def device() -> None:
 
 
 @app.command()
-def run(config: Config, device: Id = None, verbose: bool = False) -> None:
-    """Run a device until it is told to end (SIGTERM, Ctrl-C)."""
+def run(
+    config: Config,
+    device: Id = None,
+    verbose: bool = False,
+    metrics: Annotated[str | None, typer.Option(help="Serve Prometheus metrics on HOST:PORT.")] = None,
+) -> None:
+    """Run a device until it is told to end (SIGTERM, Ctrl-C).
+
+    Example: relief device run --config fleet.toml --device band-1
+    """
     from device_runtime.config import settings
     from protocol.errors import ConfigError
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname).1s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(logging.DEBUG if verbose else logging.INFO)
     try:
-        code = _live(settings(config, device))
+        known = settings(config, device)
+        logs.bind(fleet=known.fleet, device=known.device.id)
+        code = _live(known, metrics)
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
@@ -76,7 +92,7 @@ def check(config: Config, device: Id = None, as_json: Annotated[bool, typer.Opti
     raise typer.Exit(int(worst))
 
 
-def _live(settings: object) -> int:
+def _live(settings: object, metrics: str | None = None) -> int:
     from device_runtime.config import Settings
     from device_runtime.quota import limit
     from device_runtime.runtime import Runtime
@@ -94,6 +110,24 @@ def _live(settings: object) -> int:
     runtime = Runtime(settings, connection(settings.broker, config.id), sensing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: runtime.stop(signal.Signals(n).name))
-    with limit(config.quota) as quota:
-        log.info("CPU: %s", quota)
-        return runtime.run()
+    end = _prometheus(runtime, metrics) if metrics else None
+    try:
+        with limit(config.quota) as quota:
+            log.info("CPU: %s", quota)
+            return runtime.run()
+    finally:
+        if end:
+            end()
+
+
+def _prometheus(runtime: Runtime, where: str) -> Callable[[], None]:
+    from device_runtime import telemetry
+
+    try:
+        from device_runtime.metrics import DeviceMetrics
+        from tools.metrics.endpoint import address, endpoint
+    except ImportError:
+        raise ValueError('--metrics needs pip install "relief-edge[metrics]"') from None
+    port, end = endpoint(DeviceMetrics(lambda: telemetry.values(runtime)), *address(where))
+    logging.getLogger("relief.device").info("metrics: http://%s:%d/metrics", address(where)[0], port)
+    return end

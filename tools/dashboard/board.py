@@ -86,7 +86,8 @@ class Board:
             return
         self.telemetry.setdefault(id, deque(maxlen=SAMPLES)).append({**values, "time": time_})
         self.version += 1
-        self._device(id, self.summary["devices"][id])
+        if id in self.summary.get("devices", {}):  # a summary of a very large fleet comes without them
+            self._device(id, self.summary["devices"][id])
 
     def say(self, connection: str | None = None, coordinator: bool | None = None) -> None:
         """The connection to the broker, or the coordinator's own word about itself, has changed."""
