@@ -27,7 +27,7 @@ class Defence:
         self.bound, self._momentum = bound, momentum
         self.quarantine = Quarantine(limits) if limits else None
         self.medians: dict[str, float] = {}  # block -> median length per step of the last round's changes
-        self._judged: dict[str, dict[str, float]] = {}  # update id -> block -> length per step
+        self._judged: dict[tuple[str, str], dict[str, float]] = {}  # (device, update id) -> block -> length per step
         self._round: dict[str, list[float]] = defaultdict(list)
 
     def judge(self, update: Update) -> str:
@@ -45,12 +45,12 @@ class Defence:
                     f"{self.bound:g} times that is taken"
                 )
             lengths[block] = length
-        self._judged[update.id] = lengths
+        self._judged[update.device, update.id] = lengths
         return ""
 
     def accepted(self, device: str, update: str) -> None:
         """The update is stored: its lengths count for the bound of the next round."""
-        for block, length in self._judged.pop(update, {}).items():
+        for block, length in self._judged.pop((device, update), {}).items():
             self._round[block].append(length)
         if self.quarantine:
             self.quarantine.accepted(device)

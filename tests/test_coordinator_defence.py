@@ -141,3 +141,23 @@ def test_a_round_is_folded_by_the_robust_rule_that_was_chosen(rule: Rule) -> Non
         assert set(done.versions.values()) == {1}
     plain, withstood = found.values()
     assert plain > 10 and withstood < 0.5
+
+
+def test_a_device_that_sends_anothers_update_neither_takes_it_away_nor_ends_the_coordinator(
+    coordinator: tuple[Coordinator, Callable[..., None]],
+) -> None:
+    """Both arrive before either is stored; the thief's is refused and the owner's is kept."""
+    life, hears = coordinator
+    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
+    for device in ("bad", "good"):
+        hears(device, "status", birth.encode(), 0.0)
+    a = life.core.assignments["good"]
+    plain = an_update("good", 1.0, assignment=a.id)
+    mine = plain.model_copy(update={"epoch": a.epoch, "round": a.round})
+    (chunk,) = split("u", mine.encode())
+    for device in ("good", "bad"):
+        topic = life.topics.device(device, "update")
+        life._inbox.put(("bulk", Received(topic, chunk.encode())))
+    life._step()
+    assert {d: head.id for d, head in life.core.stored.items()} == {"good": mine.id}
+    assert life.counts["device"] == 1
