@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -9,20 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from broker_config.launcher import Broker
 from device_runtime.live import LiveSensing, live
 from device_runtime.sensors_config import LiveConfig, SensorConfig
 from protocol.config import BrokerConfig
-from protocol.messages import Label
+from protocol.messages import Label, decode
 from protocol.mqtt import MqttTransport
-from protocol.transport import Connected, Event
+from protocol.topics import Topics
+from protocol.transport import Connected, Event, Received
+from sensors.locate import find
 from sensors.recording import Modality
 from sensors.stream import Samples, WindowRing
 from sensors.wire import encode
 from tests.emulated_board import wait_for
 from tests.test_live_source import Script
+from tools.label import class_index, duration, label
 
 HAND = Modality("hand", ("x",), "m/s2", 50.0)
 CHEST = Modality("chest", ("x", "y"), "m/s2", 50.0)
@@ -159,6 +165,44 @@ def test_topics_of_another_node_feed_a_device_over_a_real_broker(broker: Broker,
     finally:
         sensing.close()
         node.close()
+
+
+def test_an_operators_command_reaches_the_device_as_an_interval_of_its_class(
+    broker: Broker, fleet: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "fleet.toml"
+    config.write_text(f'fleet = "{fleet}"\n[broker]\nport = {broker.port}\n[model]\ndataset = "synthetic"\n')
+    device, events = MqttTransport(BrokerConfig(port=broker.port), f"{fleet}-dev"), queue.SimpleQueue[Event]()
+    device.open(events.put)
+    try:
+        while not isinstance(events.get(timeout=10), Connected):
+            pass
+        device.subscribe(Topics(fleet).device("dev", "label"))
+        time.sleep(0.3)
+        app = typer.Typer()
+        app.command()(label)
+        activity = find("synthetic").dataset.activities[2]
+        arguments = ["--config", str(config), "--device", "dev", activity, "--last", "2min"]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        heard = events.get(timeout=10)
+        assert isinstance(heard, Received)
+        told = decode(Label, heard.payload)
+        assert told.label == 2 and told.end - told.start == pytest.approx(120) and abs(told.end - time.time()) < 20
+    finally:
+        device.close()
+
+
+def test_an_activity_or_a_time_that_nobody_knows_is_named() -> None:
+    known = ("walking", "walking upstairs", "running")
+    assert [class_index(a, known) for a in ("walking", "RUN", "1")] == [0, 2, 1]
+    for wrong in ("w", "flying", "7", ""):
+        with pytest.raises(ValueError, match="the model knows walking, walking upstairs, running"):
+            class_index(wrong, known)
+    assert [duration(t) for t in ("30s", "2min", "45", "1.5h")] == [30, 120, 45, 5400]
+    for wrong in ("soon", "0s", "-3s", ""):
+        with pytest.raises(ValueError, match="use a time such as"):
+            duration(wrong)
 
 
 def test_a_sensor_that_cannot_be_is_refused_with_the_reason() -> None:

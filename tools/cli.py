@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "pretrain": ("tools.pretrain", "pretrain", "Train the base model for mode lora."),
     "fleet": ("tools.fleet", "app", "Look at a running fleet and steer it."),
     "dashboard": ("tools.dashboard.cli", "dashboard", "A live page of a running fleet."),
+    "label": ("tools.label", "label", "Tell a device what its wearer is doing."),
     "data": ("tools.data", "app", "Fetch, describe and plot recordings."),
     "replay": ("tools.replay", "replay", "Play recordings as sensor topics."),
     "simulate": ("tools.lab.cli", "simulate", "One simulated run in virtual time."),
