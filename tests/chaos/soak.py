@@ -72,7 +72,8 @@ class Soak:
         pids = {"coordinator": self.fleet.processes["coordinator"].pid, "broker": self.fleet.broker.pid,
                 "steady device": self.fleet.processes[steady].pid}  # fmt: skip
         for name, pid in pids.items():
-            self.samples[name].append((self.evidence.round, *usage(pid)))
+            with contextlib.suppress(psutil.NoSuchProcess):  # who ended by itself is told of by dead()
+                self.samples[name].append((self.evidence.round, *usage(pid)))
         self.disk.append((self.evidence.round, disk(self.fleet.run)))
 
 
@@ -112,8 +113,8 @@ def main() -> int:
         broken.append(f"{most:,} bytes on disk")
     print(*(f"  {one}" for one in broken), sep="\n", end="\n" if broken else "")
     print(
-        f"{'FAILED' if broken else 'OK'}: {evidence.round:,} rounds, {given.devices} devices, {soak.kills} kills "
-        f"and returns, {evidence.updates:,} updates counted, at most {most / 2**20:.1f} MiB on disk, {len(broken)} broken "
+        f"{'FAILED' if broken else 'OK'}: {evidence.round:,} rounds, {given.devices} devices, {soak.kills} kills and "
+        f"returns, {evidence.updates:,} updates counted, at most {most / 2**20:.1f} MiB on disk, {len(broken)} broken "
         f"promises, in {time.monotonic() - began:.0f} s"
     )
     return 1 if broken else 0
