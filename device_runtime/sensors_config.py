@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -16,11 +17,13 @@ from sensors.mqtt_source import TopicSource
 from sensors.recording import Modality
 from sensors.stream import Source
 
+KINDS = ("iio", "iio-poll", "ble", "serial", "topic")
+
 
 class SensorConfig(Section):
     """One sensor.
 
-    kind          iio (buffered), iio-poll, ble (heart rate), serial, topic
+    kind          iio (buffered), iio-poll, ble (heart rate), serial, topic, or an entry point of `relief.sensors`
     where         IIO device's name, strap's address or name, serial port, or topic prefix
     modalities    name -> its channels: IIO channels (accel_x), columns of a line ("1"), or names of a topic's values
     rate_hz       samples per second; 0: as an IIO device is set
@@ -28,7 +31,7 @@ class SensorConfig(Section):
     broker        where topics are, if not at the fleet's broker
     """
 
-    kind: Literal["iio", "iio-poll", "ble", "serial", "topic"]
+    kind: str
     where: Annotated[str, Field(min_length=1)]
     modalities: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
     rate_hz: Annotated[float, Field(ge=0, le=100_000)] = 0.0
@@ -39,6 +42,8 @@ class SensorConfig(Section):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> SensorConfig:
+        if self.kind not in KINDS and self.kind not in (known := _installed()):
+            raise ValueError(f"kind {self.kind!r}: choose one of {', '.join((*KINDS, *sorted(known)))}")
         if self.kind in ("iio-poll", "serial", "topic") and not self.rate_hz:
             raise ValueError(f"rate_hz: a sensor of kind {self.kind} needs its samples per second")
         if self.kind in ("ble", "iio-poll") and len(self.modalities) != 1:
@@ -79,10 +84,18 @@ def maker(config: SensorConfig, broker: BrokerConfig, identity: str) -> Callable
         from sensors.ble import HeartRateSource
 
         return lambda: HeartRateSource(config.where, name)
+    if config.kind not in KINDS:
+        own = _installed()[config.kind].load()
+        return lambda: own(config.where, dict(config.modalities), config.rate_hz)
     from sensors.serial_line import SerialSource
 
     columns = {m: [int(c) for c in own] for m, own in config.modalities.items()}
     return lambda: SerialSource(config.where, columns, config.rate_hz, baud=config.baud, clock=config.clock)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """Kinds of other packages: each is called as (where, modalities, rate_hz) and gives a Source."""
+    return {e.name: e for e in entry_points(group="relief.sensors")}
 
 
 class Topics(TopicSource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from sensors.dsads import Dsads
@@ -47,7 +48,7 @@ def find(name: str) -> Found:
     if name == "synthetic":
         return _synthetic("synthetic sensor streams, made from a seed")
     if name not in READERS:
-        raise ValueError(f"no data set {name!r}: expected one of {', '.join(NAMES)}")
+        return _installed(name)
     folder, reader = READERS[name]
     for called, root in roots():
         for place in places(root / folder):
@@ -59,6 +60,15 @@ def find(name: str) -> Found:
         f"{name}: no recordings in {looked}{unset}, so the synthetic set is used; "
         f"`relief data fetch {folder}` gets the real ones"
     )
+
+
+def _installed(name: str) -> Found:
+    """A data set of another package: an entry point in the group `relief.datasets` that makes one when it is called."""
+    others = {e.name: e for e in entry_points(group="relief.datasets")}
+    if name not in others:
+        raise ValueError(f"no data set {name!r}: expected one of {', '.join((*NAMES, *sorted(others)))}")
+    made: DataSet = others[name].load()()
+    return Found(made, None, f"{name}: {len(made.subjects())} subjects from {others[name].value}")
 
 
 def places(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,13 @@ Positive = Annotated[int, Field(ge=1)]
 class ModelConfig(Section):
     """The model; its inputs and classes are those of `dataset`, in windows of `window_s` seconds.
 
+    name    a model of another package: an entry point in the group `relief.models`, a function that gives the
+            ModelSpec for a data set; the other keys but `base` are then its business
     base    folder of a model made by `relief pretrain` (mode lora)
     """
 
     dataset: str = "synthetic"
+    name: str | None = None
     window_s: Annotated[float, Field(gt=0)] | None = None
     mode: Mode = Mode.FULL
     widths: tuple[Positive, ...] = (16, 32)
@@ -40,6 +44,8 @@ class ModelConfig(Section):
 
     def spec(self, dataset: DataSet) -> ModelSpec:
         """The model for this data set's modalities and classes."""
+        if self.name:
+            return _installed(self.name, dataset)
         seconds = self.window_s or dataset.window_s
         return ModelSpec(
             inputs=tuple(
@@ -58,6 +64,14 @@ class ModelConfig(Section):
             b_policy=self.b_policy,
             seed=self.seed,
         )
+
+
+def _installed(name: str, dataset: DataSet) -> ModelSpec:
+    others = {e.name: e for e in entry_points(group="relief.models")}
+    if name not in others:
+        raise ValueError(f"model.name = {name!r}: installed are {', '.join(sorted(others)) or 'none'}")
+    made: ModelSpec = others[name].load()(dataset)
+    return made
 
 
 class OwnerConfig(Section):
