@@ -146,10 +146,12 @@ class LiveSource:
     # -- a sensor's thread -----------------------------------------------------------------------
 
     def _run(self, sensor: _Sensor) -> None:
-        pause = self._retry[0]
+        pause, failed = self._retry[0], False
         while not self._closing.is_set():
             sensor.heard = 0.0
             try:
+                if failed:
+                    sensor.source = sensor.make()
                 self._listen(sensor)
                 reason = "it ended"
             except (OSError, DataError, ValueError) as error:
@@ -160,8 +162,8 @@ class LiveSource:
             with contextlib.suppress(OSError):
                 sensor.source.close()
             pause = self._retry[0] if sensor.heard else min(2 * pause, self._retry[1])
+            failed = True
             self._closing.wait(pause)
-            sensor.source = sensor.make()
         with contextlib.suppress(OSError):
             sensor.source.close()
 

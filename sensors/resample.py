@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensors.recording import Floats
+from sensors.stream import JUMP_S
 
 Times = npt.NDArray[np.float64]
 
@@ -40,10 +41,13 @@ class Resampler:
     def push(self, times: Times, values: Floats) -> list[tuple[int, Floats]]:
         """Stretches that are ready: (first tick, (n, channels) values). `times` (n,), `values` (n, channels).
 
-        Samples with a missing value are left out, so that they are gaps if there are many of them.
+        Samples with a missing value are left out, so that they are gaps if there are many of them. A clock that was
+        set back by more than JUMP_S begins anew.
         """
         whole = np.isfinite(values).all(axis=1) & np.isfinite(times)
         times, values = times[whole], values[whole]
+        if len(times) and len(self._times) and times[-1] < self._times[-1] - JUMP_S:
+            self.reset()
         last = self._times[-1] if len(self._times) else -math.inf
         ahead = times > np.maximum.accumulate(np.concatenate([[last], times]))[:-1] if len(times) else times > 0
         self.late += int((~ahead).sum())

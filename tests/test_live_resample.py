@@ -102,6 +102,13 @@ def test_late_and_repeated_samples_are_counted_and_left_out() -> None:
     assert resampler.late == 3 and (np.diff(ticks) == 1).all()
 
 
+def test_a_clock_that_is_set_back_begins_anew_instead_of_being_late_for_hours() -> None:
+    resampler, ones = Resampler(25.0, 50.0), np.ones((50, 1), np.float32)
+    resampler.push(START + np.arange(50) / 50, ones)
+    ticks, _ = joined(resampler.push(START - 3600 + np.arange(50) / 50, ones))
+    assert resampler.late == 0 and ticks[0] / 25 == pytest.approx(START - 3600, abs=0.05)
+
+
 @given(st.integers(0, 2**32))
 def test_jitter_of_arrival_is_smoothed_and_drift_does_not_grow(seed: int) -> None:
     rng = np.random.default_rng(seed)
