@@ -44,6 +44,7 @@ from coordinator.history import History, record
 from coordinator.intake import check
 from coordinator.journal import JournalFull
 from coordinator.ledger import Ledger, Resumed
+from coordinator.orders import passed_on
 from coordinator.publisher import Publisher
 from coordinator.quarantine import Limits
 from coordinator.rounds import Pace, Rounds
@@ -320,6 +321,12 @@ class Coordinator:
             self._feed(Wish("release", device))
 
     def _request(self, request: Request) -> None:
+        if request.kind == "order":
+            orders, told = passed_on(request, self.core.registry.devices)
+            for device, order in orders.items():
+                self._control.publish(self.topics.device(device, "order"), order.encode())
+            self._control.publish(self.topics.reply(request.operator), told.encode())
+            return
         reply = Reply(id=request.id, ok=request.kind in WISHES)
         if reply.ok:
             self._feed(Wish(request.kind, str(request.args.get("device", "")), str(request.args.get("reason", ""))))

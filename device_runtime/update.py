@@ -1,6 +1,7 @@
 """An announced runtime: fetched with resume, checked, installed beside this one, switched to by ending.
 
-The order `update_runtime` carries `url`, `sha256`, `size` and `runtime`. The service starts us again from the link.
+The order `update_runtime` carries `url`, `sha256` and `size`, or `back` for the version before. The service starts us
+again from the link.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ class Updater:
 
 def carry_out(args: dict[str, Any], slots: Slots, folder: Path, config: Path | None = None) -> str:
     """Fetch, check and install what an order names, then switch; the new runtime's version. BadBundle."""
+    if args.get("back"):
+        slots.roll_back(str(args.get("reason", "")) or "by an operator")
+        running = slots.manifest(slots.current or "")
+        return running.runtime if running else ""
     url, digest, size = str(args.get("url", "")), str(args.get("sha256", "")), int(args.get("size", 0))
     if not url.startswith(("http://", "https://")) or len(digest) != 64 or size <= 0:
         raise BadBundle("the order names no url, sha256 and size of a bundle")

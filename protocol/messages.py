@@ -158,7 +158,7 @@ class Request(Message):
 
     id: str
     operator: Name
-    kind: Literal["pause", "resume", "adopt", "rollback", "quarantine", "release", "purge"]
+    kind: Literal["pause", "resume", "adopt", "rollback", "quarantine", "release", "purge", "order"]
     args: dict[str, Any] = {}
 
 
