@@ -8,13 +8,14 @@ either side.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import singledispatchmethod
 
 from device_runtime import assignments
 from device_runtime.backlog import Backlog
+from device_runtime.birth import Birth
+from device_runtime.docket import FAILED, Docket, Job
 from device_runtime.downloads import Downloads
 from device_runtime.events import (
     Action,
@@ -49,7 +50,6 @@ from protocol.errors import Malformed
 from protocol.messages import (
     Answer,
     Assignment,
-    BlockSpeed,
     CoordinatorState,
     Label,
     Order,
@@ -59,36 +59,7 @@ from protocol.messages import (
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Stopped
 
-REMEMBERED = 256  # finished assignments that are recognised when they come again
 ASK_AGAIN = 5.0  # seconds without progress after which missing blocks are asked for once more
-NEWS = 0.2  # relative change of a block's seconds that is worth a birth
-BIRTH_PAUSE = 2.0  # seconds between births that only say how many windows there are
-
-
-def news(told: Mapping[str, BlockSpeed], now: Mapping[str, BlockSpeed]) -> bool:
-    """Whether some block has become so much faster or slower that the coordinator should know."""
-    for block, speed in now.items():
-        if block not in told:
-            return True
-        pairs = ((told[block].forward, speed.forward), (told[block].backward, speed.backward))
-        if any(abs(new - old) > NEWS * old for old, new in pairs):
-            return True
-    return False
-
-
-@dataclass
-class _Job:
-    """An assignment and when it came."""
-
-    assignment: Assignment
-    local: Local
-    received: float
-    lacks: bool = False  # whether something is missing that can be asked for
-
-    @property
-    def ends(self) -> float:
-        a = self.assignment
-        return self.received + a.deadline if a.deadline > 0 else math.inf
 
 
 class Agent:
@@ -110,28 +81,27 @@ class Agent:
         uses_blocks: bool = True,
         kept: Iterable[tuple[str, str]] = (),
     ) -> None:
-        self.fleet, self.device, self.status = fleet, device, birth
-        self._uses_blocks = uses_blocks
+        self.fleet, self.device = fleet, device
+        self._birth, self._uses_blocks = Birth(birth), uses_blocks
         self.downloads = Downloads()
         self.counts: Counter[str] = Counter()
         self.model: ModelSpec | None = None
         self.coordinator: CoordinatorState | None = None
         self.connected = False
         self._backlog = Backlog(jitter)
-        self._done: OrderedDict[str, str] = OrderedDict()  # assignment -> update id, or "" where it failed
+        self._docket = Docket()
         for update, assignment in kept:
             self._backlog.add(update, 0.0)
-            self._done[assignment] = update
-        self._waiting: _Job | None = None
-        self._training: _Job | None = None
-        self._stopping = False
-        self._newest = (0, 0)  # epoch and round of the newest assignment
+            self._docket.done[assignment] = update
         self._asked = math.inf  # since when blocks have been missing, or when they were last asked for
         self._everything = False  # blocks of modalities that we do not own are needed too
         self._following: set[str] = set()  # blocks whose chunks are subscribed to on this connection
         self._decline = ""
-        self._born_at, self._birth_due, self._born_windows = -math.inf, math.inf, 0
-        self._born_speed: Mapping[str, BlockSpeed] = birth.speed
+
+    @property
+    def status(self) -> Status:
+        """What the fleet is told of this device, or will be."""
+        return self._birth.status
 
     # -- the two calls ---------------------------------------------------------------------------
 
@@ -148,10 +118,11 @@ class Agent:
         """When `handle(Tick(), now)` is next worth calling; inf where nothing is planned."""
         times = [math.inf]
         if self.connected:  # without a connection neither can be done, and waking would only spin
-            times += [self._birth_due, self._backlog.due()]
-        if self._waiting:
-            times.append(self._waiting.ends)
-            if self.connected and self._waiting.lacks:
+            times += [self._birth.due, self._backlog.due()]
+        waiting = self._docket.waiting
+        if waiting:
+            times.append(waiting.ends)
+            if self.connected and waiting.lacks:
                 times.append(self._asked + ASK_AGAIN)
         return min(times)
 
@@ -172,7 +143,7 @@ class Agent:
         self._backlog.all_due(now)
         own = [self.fleet.device(self.device, leaf) for leaf in ("assignment", "answer", "order", "label")]
         manifests = self._manifest_filters()
-        return [Subscribe((self.fleet.coordinator("state"), *own, *manifests)), self._birth(now)]
+        return [Subscribe((self.fleet.coordinator("state"), *own, *manifests)), self._tell_birth(now)]
 
     @_on.register
     def _lost(self, event: Lost, now: float) -> list[Action]:
@@ -197,12 +168,9 @@ class Agent:
         if before is not None and event.online and (fresh or not before.online):
             # It may have lost everything that was not yet in its journal.
             self._backlog.all_due(now, spread=1.0)
-            actions.append(self._birth(now))
+            actions.append(self._tell_birth(now))
         if fresh:
-            # Another life of the coordinator may number its assignments anew; what we still keep, it shall get.
-            self._done = OrderedDict((a, u) for a, u in self._done.items() if u in self._backlog)
-            self._newest = (event.epoch, 0)
-            actions += self._forget_stale(event.epoch)
+            actions += _stop(self._docket.renew(event.epoch, self._backlog))
         return actions
 
     def _adopt(self, plain: Mapping[str, object]) -> list[Action]:
@@ -216,15 +184,6 @@ class Agent:
         filters = self._manifest_filters()
         follow: list[Action] = [Subscribe(filters)] if self.connected and filters else []
         return [UseModel(spec), *follow]
-
-    def _forget_stale(self, epoch: int) -> list[Action]:
-        actions: list[Action] = []
-        if self._waiting and self._waiting.assignment.epoch < epoch:
-            self._waiting = None
-        if self._training and self._training.assignment.epoch != epoch and not self._stopping:
-            self._stopping = True
-            actions.append(StopTraining(self._training.assignment.id))
-        return actions
 
     @_on.register
     def _manifest(self, event: ManifestHeard, now: float) -> list[Action]:
@@ -270,58 +229,46 @@ class Agent:
 
     @_on.register
     def _assignment(self, event: Assignment, now: float) -> list[Action]:
-        if event.id in self._done:
+        if event.id in self._docket.done:
             return self._once_more(event, now)
-        known = [job.assignment for job in (self._waiting, self._training) if job]
-        if any(event.id == a.id for a in known):
+        if self._docket.holds(event.id):
             return []
-        if (event.epoch, event.round) < self._newest:  # it was given up for a newer one, or comes late
-            self.counts["stale assignments"] += 1
-            return []
-        if self.coordinator and event.epoch < self.coordinator.epoch:
+        if self._docket.stale(event) or (self.coordinator and event.epoch < self.coordinator.epoch):
             self.counts["stale assignments"] += 1
             return []
         try:
             local = Local.from_dict(event.training)
         except TypeError as error:
             raise Malformed("Assignment", f"training: {error}") from None
-        self._newest = (event.epoch, event.round)
-        self._waiting = _Job(event, local, now)
-        actions: list[Action] = []
-        if self._training and not self._stopping:
-            self._stopping = True
-            actions.append(StopTraining(self._training.assignment.id))
-        return actions
+        return _stop(self._docket.add(Job(event, local, now)))
 
     def _once_more(self, event: Assignment, now: float) -> list[Action]:
-        update = self._done[event.id]
+        update = self._docket.done[event.id]
         if update in self._backlog:
             self._backlog.hurry(update, now)
-        elif not update:
+        elif update == FAILED:
             return self._declined(event, "it was tried before and failed")
         return []
 
     def _move_on(self, now: float) -> list[Action]:
         """Whatever has become possible or due by now."""
-        actions = self._start(now) if self._waiting else []
+        actions = self._start(self._docket.waiting, now) if self._docket.waiting else []
         if self.connected:
             actions += [Upload(update) for update in self._backlog.take(now)]
-            if now >= self._birth_due:
-                actions.append(self._birth(now))
+            if now >= self._birth.due:
+                actions.append(self._tell_birth(now))
         return actions
 
-    def _start(self, now: float) -> list[Action]:
-        job = self._waiting
-        assert job is not None
+    def _start(self, job: Job, now: float) -> list[Action]:
         a = job.assignment
         if now >= job.ends:
-            self._waiting = None
+            self._docket.waiting = None
             return [Note(f"round {a.round}: its deadline passed before it could begin", trouble=True)]
         if self.model is None or self.coordinator is None or a.epoch > self.coordinator.epoch:
-            return self._ask((self.fleet.coordinator("state"),), now)
+            return self._ask(job, (self.fleet.coordinator("state"),), now)
         reason = assignments.objection(a, job.local, self.model, self.status, self._decline)
         if reason:
-            self._waiting = None
+            self._docket.waiting = None
             return self._declined(a, reason)
         follow: list[Action] = []
         if job.local.zero_fill and not self._everything:
@@ -330,30 +277,29 @@ class Agent:
                 follow = [Subscribe(self._manifest_filters())]
         missing = assignments.missing(a, job.local, self.model, self.status.modalities, self.downloads.held)
         if missing:
-            return [*follow, *self._ask_for(missing, now)]
+            return [*follow, *self._ask_for(job, missing, now)]
         job.lacks, self._asked = False, math.inf
-        if self._training:
+        if self._docket.training:
             return follow
-        self._waiting, self._training, self._stopping = None, job, False
+        self._docket.begin()
         present = assignments.present(a, job.local, self.model, self.status.modalities)
         blocks = {b: self.downloads.held[b] for b in assignments.blocks(present, self.model)}
         return [*follow, StartTraining(a, present, blocks, assignments.latest(a, job.received, self.model))]
 
-    def _ask_for(self, missing: tuple[str, ...], now: float) -> list[Action]:
+    def _ask_for(self, job: Job, missing: tuple[str, ...], now: float) -> list[Action]:
         filters = [self.fleet.manifest(b) for b in missing] + [self.fleet.chunk(b, "+") for b in missing]
-        asked = self._ask(tuple(filters), now)
+        asked = self._ask(job, tuple(filters), now)
         if asked:
             self.counts["blocks asked for again"] += len(missing)
             self._following.update(missing)
         return asked
 
-    def _ask(self, filters: tuple[str, ...], now: float) -> list[Action]:
+    def _ask(self, job: Job, filters: tuple[str, ...], now: float) -> list[Action]:
         """Subscribing again makes the broker send what it retains, in case something got lost.
 
         Not counted from the assignment: where rounds are shorter than the pause, nothing would ever be asked for.
         """
-        assert self._waiting is not None
-        self._waiting.lacks, self._asked = True, min(self._asked, now)
+        job.lacks, self._asked = True, min(self._asked, now)
         if not self.connected or now < self._asked + ASK_AGAIN:
             return []
         self._asked = now
@@ -361,33 +307,18 @@ class Agent:
 
     @_on.register
     def _trained(self, event: TrainingDone, now: float) -> list[Action]:
-        job = self._finish(event.assignment)
+        job = self._docket.finish(event.assignment, event.update.id)
         if job is None:
             return []
-        self._remember(event.assignment, event.update.id)
         self._backlog.add(event.update.id, now + job.assignment.slot)
         return [Keep(event.update)]
 
     @_on.register
     def _failed(self, event: TrainingFailed, now: float) -> list[Action]:
-        job = self._finish(event.assignment)
+        job = self._docket.finish(event.assignment, FAILED)
         if job is None:
             return []
-        self._remember(event.assignment, "")
         return self._declined(job.assignment, event.reason)
-
-    def _finish(self, assignment: str) -> _Job | None:
-        """The training that ended, or None where nobody wants its result any more."""
-        job = self._training
-        if job is None or job.assignment.id != assignment:
-            return None
-        superseded, self._training, self._stopping = self._stopping, None, False
-        return None if superseded else job
-
-    def _remember(self, assignment: str, update: str) -> None:
-        self._done[assignment] = update
-        while len(self._done) > REMEMBERED:
-            self._done.popitem(last=False)
 
     def _declined(self, a: Assignment, reason: str) -> list[Action]:
         self.counts["assignments declined"] += 1
@@ -409,39 +340,20 @@ class Agent:
 
     @_on.register
     def _sensors(self, event: SensorsChanged, now: float) -> list[Action]:
-        before = self.status
-        self.status = before.model_copy(
-            update={
-                "modalities": dict(event.modalities),
-                "windows": event.windows,
-                "scale": dict(event.scale),
-            }
-        )
-        actions: list[Action] = []
-        if before.modalities != self.status.modalities:
-            filters = self._manifest_filters()
-            if self.connected:
-                actions = [Subscribe(filters)] if filters else []
-                actions.append(self._birth(now))
-        elif abs(event.windows - self._born_windows) * 10 > self._born_windows:
-            self._birth_due = min(self._birth_due, max(now, self._born_at + BIRTH_PAUSE))
-        return actions
+        if not self._birth.sensed(event, now) or not self.connected:
+            return []
+        filters = self._manifest_filters()
+        follow: list[Action] = [Subscribe(filters)] if filters else []
+        return [*follow, self._tell_birth(now)]
 
     @_on.register
     def _profiled(self, event: Profiled, now: float) -> list[Action]:
-        if news(self._born_speed, event.speed):
-            self._birth_due = now
-        self.status = self.status.model_copy(update={"speed": dict(event.speed)})
+        self._birth.measured(event.speed, now)
         return []
 
     @_on.register
     def _power(self, event: Power, now: float) -> list[Action]:
-        new = {"power_source": event.source, "watts": event.watts, "idle_watts": event.idle_watts}
-        pairs = ((self.status.watts, event.watts), (self.status.idle_watts, event.idle_watts))
-        changed = event.source != self.status.power_source or any(abs(b - a) > NEWS * a for a, b in pairs)
-        self.status = self.status.model_copy(update=new)
-        if changed:
-            self._birth_due = min(self._birth_due, max(now, self._born_at + BIRTH_PAUSE))
+        self._birth.powered(event, now)
         return []
 
     @_on.register
@@ -453,10 +365,8 @@ class Agent:
     def _tick(self, event: Tick, now: float) -> list[Action]:
         return []
 
-    def _birth(self, now: float) -> Action:
-        self._born_at, self._birth_due, self._born_windows = now, math.inf, self.status.windows
-        self._born_speed = self.status.speed
-        return Publish(self.fleet.device(self.device, "status"), self.status, retain=True)
+    def _tell_birth(self, now: float) -> Action:
+        return Publish(self.fleet.device(self.device, "status"), self._birth.tell(now), retain=True)
 
     def _needed(self) -> tuple[str, ...]:
         """Names of the blocks and bases that this device computes with."""
@@ -467,3 +377,7 @@ class Agent:
 
     def _manifest_filters(self) -> tuple[str, ...]:
         return tuple(self.fleet.manifest(block) for block in self._needed())
+
+
+def _stop(assignment: str) -> list[Action]:
+    return [StopTraining(assignment)] if assignment else []

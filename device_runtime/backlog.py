@@ -22,7 +22,7 @@ class Backlog:
         self._jitter = jitter
         self._entries: dict[str, _Entry] = {}
 
-    def __contains__(self, update: str) -> bool:
+    def __contains__(self, update: object) -> bool:
         return update in self._entries
 
     def __len__(self) -> int:
