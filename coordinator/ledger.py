@@ -18,7 +18,7 @@ import numpy as np
 from coordinator.checkpoint import Checkpoint, latest, save
 from coordinator.commit import Commit, fold_round
 from coordinator.events import Open, UpdateHead
-from coordinator.journal import Journal
+from coordinator.journal import Journal, Record
 from coordinator.strategies.base import Strategy
 from models.partition import Vector
 from models.spec import ModelSpec
@@ -56,6 +56,7 @@ class Ledger:
         self._at: dict[str, int] = {}  # update id -> journal position
         self._layout: dict[str, dict[str, list[Any]]] = {}  # update id -> block -> [start, size, dtype, scale]
         self._since_checkpoint = 0
+        self.mended: list[int] = []  # rounds whose updates were lost, taken from their commits when resuming
         self._checkpointed = 1  # first round that is not in the newest checkpoint
 
     # -- writing -----------------------------------------------------------------------------------
@@ -88,10 +89,13 @@ class Ledger:
 
     def commit(self, round: int, epoch: int, updates: Sequence[str], done: Commit) -> None:
         digests = {block: digest(vector) for block, vector in done.blocks.items()}
-        self.journal.append(
-            "commit",
-            {"round": round, "epoch": epoch, "updates": list(updates), "versions": done.versions, "digests": digests},
-        )
+        layout, parts, start = {}, [], 0
+        for block, vector in done.blocks.items():
+            layout[block] = [start, vector.nbytes, vector.dtype.str]
+            parts.append(np.ascontiguousarray(vector).tobytes())
+            start += vector.nbytes
+        header = {"round": round, "epoch": epoch, "updates": list(updates), "versions": done.versions}
+        self.journal.append("commit", {**header, "digests": digests, "layout": layout}, b"".join(parts))
 
     def delta(self, head: UpdateHead, block: str) -> Vector:
         """One block of one journalled update."""
@@ -164,8 +168,11 @@ class Ledger:
                 self._at[head.id], self._layout[head.id] = record.position, header["layout"]
                 at.stored[head.device] = head
             elif record.kind == "commit":
-                self._replay(at, header, heads, strategy)
-        at.said = f"{self.journal.recovered}; round {at.round} with {len(at.stored)} of {len(at.assignments)} updates"
+                self._replay(at, record, heads, strategy)
+        at.said = str(self.journal.recovered)
+        if self.mended:
+            at.said += f"; rounds {self.mended} taken from their commits: updates are lost or fold otherwise"
+        at.said += f"; round {at.round} with {len(at.stored)} of {len(at.assignments)} updates"
         return at
 
     def _from_checkpoint(self, at: Resumed, saved: Checkpoint, strategy: Strategy) -> None:
@@ -190,18 +197,38 @@ class Ledger:
                 f"use that configuration, or another folder"
             )
 
-    def _replay(self, at: Resumed, header: Mapping[str, Any], heads: dict[str, UpdateHead], strategy: Strategy) -> None:
+    def _folded_again(
+        self, at: Resumed, header: Mapping[str, Any], used: list[UpdateHead], strategy: Strategy
+    ) -> Commit | None:
+        """The round's commit from its updates; None where some are lost or give other bits than were committed."""
+        if len(used) < len(header["updates"]):
+            return None
+        done = fold_round(strategy, at.blocks, at.versions, used, self.delta)
+        same = {block: digest(vector) for block, vector in done.blocks.items()} == header["digests"]
+        return done if same else None
+
+    def _blocks_of(self, record: Record) -> dict[str, Vector]:
+        """The blocks that a commit carries. CannotResume where they are not what was committed."""
+        body, blocks = self.journal.read(record.position), {}
+        for block, (start, size, dtype) in record.header["layout"].items():
+            blocks[block] = np.frombuffer(body[start : start + size], dtype).copy()
+            if digest(blocks[block]) != record.header["digests"][block]:
+                raise CannotResume(
+                    f"{self.folder}: round {record.header['round']}, block {block}: other bits than committed"
+                )
+        return blocks
+
+    def _replay(self, at: Resumed, record: Record, heads: dict[str, UpdateHead], strategy: Strategy) -> None:
+        header = record.header
         if header["round"] != at.round:
             raise CannotResume(
                 f"{self.folder}: round {at.round} is missing, the journal goes on with {header['round']}"
             )
         used = [heads[id] for id in header["updates"] if id in heads]
-        if len(used) < len(header["updates"]):
-            raise CannotResume(f"{self.folder}: round {header['round']} names updates that the journal has lost")
-        done = fold_round(strategy, at.blocks, at.versions, used, self.delta)
-        for block, vector in done.blocks.items():
-            if digest(vector) != header["digests"].get(block):
-                raise CannotResume(f"{self.folder}: round {header['round']}, block {block}: replay gives other bits")
+        done = self._folded_again(at, header, used, strategy)
+        if done is None:
+            done = Commit(self._blocks_of(record), header["versions"], {})
+            self.mended.append(int(header["round"]))
         at.blocks.update(done.blocks)
         at.versions.update({block: int(v) for block, v in header["versions"].items()})
         strategy.observe(int(header["round"]), done.seen)

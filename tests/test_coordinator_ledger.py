@@ -1,0 +1,102 @@
+"""A run continues from its record with the same bits, even where bad sectors took updates of committed rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.commit import fold_round
+from coordinator.events import Open, UpdateHead
+from coordinator.ledger import CannotResume, Ledger
+from coordinator.strategies.base import Settings
+from coordinator.strategies.relief import CohortSteps
+from models.partition import Vector, initial, partition
+from protocol.messages import BlockWork, Tensor, Update
+from tests.worlds import spec
+
+SPEC = spec(2)
+
+
+def strategy() -> CohortSteps:
+    return CohortSteps(SPEC, Settings())
+
+
+def update_of(device: str, round: int) -> Update:
+    rng = np.random.default_rng([ord(device), round])
+    blocks = {}
+    for name in partition(SPEC).blocks:
+        vector = rng.standard_normal(partition(SPEC).size(name)).astype("<f4")
+        blocks[name] = BlockWork(version=round - 1, steps=2, delta=Tensor.of(vector))
+    return Update(id=f"{device}{round}", device=device, boot="b", round=round, epoch=1, assignment=f"1.{round}",
+                  blocks=blocks, samples=10)  # fmt: skip
+
+
+def committed(folder: Path, rounds: int) -> dict[str, Vector]:
+    """The blocks after so many rounds of three devices, all in the journal of `folder`."""
+    ledger, method = Ledger(folder, SPEC), strategy()
+    blocks = initial(SPEC)[0]
+    versions = dict.fromkeys(blocks, 0)
+    ledger.begin(1)
+    for round in range(1, rounds + 1):
+        ledger.open(Open(round, 1, {}, {}))
+        heads = []
+        for device in "abc":
+            update = update_of(device, round)
+            heads.append(UpdateHead.of(update))
+            ledger.update(heads[-1], update)
+        ledger.journal.sync()
+        done = fold_round(method, blocks, versions, heads, ledger.delta)
+        ledger.commit(round, 1, [head.id for head in heads], done)
+        ledger.journal.sync()
+        blocks, versions = {**blocks, **done.blocks}, {**versions, **done.versions}
+        ledger.forget([head.id for head in heads])
+    ledger.close()
+    return blocks
+
+
+def damage(folder: Path, kind: str, round: int) -> None:
+    """Flip a bit in the body of the first record of this kind and round."""
+    ledger = Ledger(folder, SPEC)
+    for record in ledger.journal.records():
+        if record.kind == kind and record.header.get("head", record.header).get("round") == round:
+            place = ledger.journal._index[record.position]
+            break
+    path, at = place.segment.path, place.offset + place.size - 5
+    ledger.close()
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 16
+    path.write_bytes(raw)
+
+
+def same(a: dict[str, Vector], b: dict[str, Vector]) -> bool:
+    return all(a[name].tobytes() == b[name].tobytes() for name in b)
+
+
+def test_a_run_is_replayed_bit_for_bit(tmp_path: Path) -> None:
+    blocks = committed(tmp_path, 4)
+    ledger = Ledger(tmp_path, SPEC)
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    assert (at.round, at.epoch, ledger.mended) == (5, 1, [])
+    assert same(at.blocks, blocks) and set(at.versions.values()) == {4}
+    ledger.close()
+
+
+def test_a_lost_update_of_a_committed_round_costs_nothing_and_is_said(tmp_path: Path) -> None:
+    blocks = committed(tmp_path, 4)
+    damage(tmp_path, "update", 2)
+    ledger = Ledger(tmp_path, SPEC)
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    assert same(at.blocks, blocks) and at.round == 5
+    assert ledger.mended == [2] and "damaged and skipped" in at.said and "[2] taken from their commits" in at.said
+    ledger.close()
+
+
+def test_a_lost_commit_in_the_middle_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    committed(tmp_path, 4)
+    damage(tmp_path, "commit", 2)
+    ledger = Ledger(tmp_path, SPEC)
+    with pytest.raises(CannotResume, match="round 2 is missing"):
+        ledger.resume(strategy(), initial(SPEC)[0])
+    ledger.close()
