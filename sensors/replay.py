@@ -75,6 +75,11 @@ class ReplaySource:
         samples, self._next = self._next, next(self._pieces, None)
         return samples
 
+    @property
+    def upcoming(self) -> Samples | None:
+        """The piece that `read` will give next, to make ready what can be before it is due; None at the end."""
+        return self._next
+
     def due(self, samples: Samples) -> float:
         """When a piece is complete, on the monotonic clock."""
         if math.isinf(self._speed):

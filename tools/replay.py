@@ -53,16 +53,17 @@ def publish_all(
     transport.publish(f"{prefix}/{ABOUT}", about(source.modalities, activities), retain=True)
     played = Played()
     source.open()
-    while not source.ended and not stop.is_set():
-        samples = source.read(0.5)
-        if samples is None:
-            continue
-        due = source.due(samples)
-        for modality in samples.streams:
-            payload = encode(samples, modality)
-            played.bytes += len(payload)
+    while (samples := source.upcoming) is not None:
+        payloads = {m: encode(samples, m) for m in samples.streams}  # while there is time: it is not due yet
+        taken = None
+        while taken is None and not stop.is_set() and not source.ended:
+            taken = source.read(0.2)
+        if taken is None:
+            break
+        for modality, payload in payloads.items():
             _publish(transport, f"{prefix}/{modality}", payload, stop)
-        if due > 0:
+            played.bytes += len(payload)
+        if (due := source.due(samples)) > 0:
             played.late.append(time.monotonic() - due)
         played.pieces += 1
         played.seconds += len(samples) / samples.rate_hz
