@@ -6,8 +6,10 @@ The last line is the verdict with its figures; the exit code is 1 where an invar
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -47,7 +49,9 @@ def main() -> int:
 def many(start: int, seeds: int, jobs: int, *, stop: bool) -> int:
     began, total, kinds, broken = time.perf_counter(), Counter[str](), Counter[str](), []
     done = 0
-    with multiprocessing.Pool(jobs) as pool:
+    with multiprocessing.Pool(jobs) as pool, contextlib.suppress(KeyboardInterrupt):
+        # An interrupted run tells its figures too; the workers, forked before this, just end.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         for verdict in pool.imap_unordered(run, range(start, start + seeds), chunksize=4 if seeds > 50 else 1):
             done += 1
             for name in ("rounds", "faults", "lives", "updates", "checks", "steps", "seconds"):
