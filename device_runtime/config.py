@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from device_runtime.predictor import InferenceConfig
+from device_runtime.inference_config import InferenceConfig
 from device_runtime.sensors_config import LiveConfig
 from protocol.config import BrokerConfig, FilePath, Party, Section, load
 from protocol.errors import ConfigError

@@ -13,8 +13,9 @@ from device_runtime.sensing import Sensing
 from protocol.messages import Prediction
 
 if TYPE_CHECKING:
+    from device_runtime.inference_config import InferenceConfig
     from device_runtime.power import Meter
-    from device_runtime.predictor import InferenceConfig, Predictor
+    from device_runtime.predictor import Predictor
 
 log = logging.getLogger("relief.device")
 

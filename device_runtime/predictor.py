@@ -9,37 +9,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from device_runtime.assignments import BASE
 from device_runtime.downloads import Held
 from device_runtime.inference import DEFAULT, Engine, Refused
+from device_runtime.inference_config import InferenceConfig
 from models import kit as kits
 from models.kit import KitError, Scale
 from models.spec import SHARED, ModelSpec
-from protocol.config import FilePath, Section
 from protocol.messages import Prediction
 from sensors.recording import Floats
+
+__all__ = ["InferenceConfig", "Predictor"]
 
 log = logging.getLogger("relief.device")
 
 _KEPT = 100  # run times from which the median is made
-
-
-class InferenceConfig(Section):
-    """Inference on the device.
-
-    kit         folder that `relief export` made; a link such as kits/current is followed at every start
-    every       seconds between two predictions
-    providers   tensorrt, cuda, cpu in order of preference; what is not there is passed over
-    """
-
-    kit: FilePath
-    every: Annotated[float, Field(gt=0)] = 1.0
-    providers: tuple[Literal["tensorrt", "cuda", "cpu"], ...] = ("cuda", "cpu")
 
 
 class Predictor:

@@ -10,9 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from device_runtime.events import StartTraining
 from models.partition import Vector
 
@@ -52,6 +49,8 @@ class Progress:
 
     def begin(self, key: str) -> State | None:
         """Start on a round; what an earlier life left of the very same one, or None."""
+        from safetensors import SafetensorError, safe_open  # not needed by a device that cannot train
+
         self._key, self._due = key, self._clock() + self._every
         try:
             with safe_open(str(self._path), framework="np") as file:
@@ -81,6 +80,9 @@ class Progress:
 
     def save(self, state: State) -> None:
         """Replace the file."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
         self._due = self._clock() + self._every
         tensors = {f"weights/{b}": v for b, v in state.weights.items()}
         tensors |= {f"momentum/{b}": v for b, v in state.momentum.items()}
