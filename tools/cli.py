@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "simulate": ("tools.lab.cli", "simulate", "One simulated run in virtual time."),
     "experiment": ("tools.lab.cli", "experiment", "Grids of methods, fleets, folds and seeds; their reports."),
     "flash": ("tools.flash", "app", "Put the device runtime onto boards."),
+    "report": ("tools.report", "report", "One HTML page with the plots of a run or an experiment."),
+    "doctor": ("tools.doctor", "doctor", "Versions, configuration and logs in one file."),
     "export": ("tools.export", "export", "Make ONNX files of a checkpoint."),
 }
 
@@ -53,16 +55,19 @@ def build(verbs: Iterable[str]) -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point of the command; errors that a user can mend are one line and exit code 2."""
-    from protocol.errors import ProtocolError
-    from sensors.recording import DataError
+    """Entry point of the command; errors that a user can mend are one line, with the page that says what to do."""
+    from tools.exit_codes import HELP, code_of, mendable
 
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         build([asked] if asked in VERBS else VERBS)()
-    except (ProtocolError, DataError, ValueError) as error:
+    except Exception as error:
+        if not mendable(error):
+            raise
+        code = code_of(error)
         typer.secho(f"relief: {error}", err=True, fg="red")
-        raise SystemExit(2) from None
+        typer.secho(f"exit code {code.number} ({code.part}): {HELP}#{code.anchor}", err=True, dim=True)
+        raise SystemExit(code.number) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""Every verb: help with an example, exit codes with a page, tables as JSON, completion."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from broker_config.launcher import BrokerFailed
+from protocol.errors import ConfigError, Malformed, Unavailable
+from sensors.recording import DataError
+from tools import cli
+from tools.doctor import HIDDEN, clean
+from tools.exit_codes import CODES, code_of, mendable
+from tools.report import Run, find, summary
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands(command: click.Command, path: str = "relief") -> Iterator[tuple[str, click.Command]]:
+    if hasattr(command, "commands"):
+        for name, inner in command.commands.items():
+            yield from commands(inner, f"{path} {name}")
+    else:
+        yield path, command
+
+
+def relief(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.cli", *arguments],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, env={**os.environ, **env},
+    )  # fmt: skip
+
+
+ALL = list(commands(typer.main.get_command(cli.build(cli.VERBS))))
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[path for path, _ in ALL])
+def test_help_tells_what_a_verb_does(path: str, command: click.Command) -> None:
+    assert command.help, f"{path} has no help"
+
+
+@pytest.mark.parametrize(
+    "path", ["demo", "dashboard", "report", "doctor", "coordinator run", "device run", "fleet status", "fleet pause"]
+)
+def test_help_shows_an_example_that_begins_with_the_verb_itself(path: str) -> None:
+    found = dict(ALL)[f"relief {path}"]
+    assert re.search(rf"Example:\s+relief {path}", found.help or "")
+
+
+def test_completion_knows_the_verbs() -> None:
+    script = Path(sys.executable).with_name("relief")
+    if not script.exists():
+        pytest.skip("the command is not installed in this environment")
+    words = {"_TYPER_COMPLETE_ARGS": "relief dash", "COMP_WORDS": "relief dash", "COMP_CWORD": "1"}
+    told = subprocess.run(
+        [str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **words, "_RELIEF_COMPLETE": "complete_bash"},
+    )
+    assert told.stdout.split() == ["dashboard"]
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (ConfigError("fleet.toml", ["x"]), 10),
+        (DataError("subject1.dat", "torn"), 20),
+        (Unavailable("h:1", "refused"), 30),
+        (BrokerFailed("no mosquitto"), 30),
+        (Malformed("Status", "x"), 31),
+        (OSError(errno.ENOSPC, "full"), 40),
+        (ImportError("pip install x"), 50),
+        (ValueError("bad"), 2),
+    ],
+)
+def test_an_error_that_can_be_mended_has_a_code_of_its_own(error: Exception, number: int) -> None:
+    assert mendable(error)
+    assert code_of(error).number == number
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), ImportError("no module"), OSError(errno.EPIPE, "x")])
+def test_our_own_faults_keep_their_traceback(error: Exception) -> None:
+    assert not mendable(error)
+
+
+def test_every_code_has_its_section_in_the_help_page() -> None:
+    page = (ROOT / "docs" / "exit-codes.md").read_text()
+    for code in CODES:
+        assert f"{{#{code.anchor}}}" in page
+        assert re.search(rf"^\| {code.number} \|", page, re.MULTILINE)
+    assert len({code.number for code in CODES}) == len(CODES)
+
+
+def test_a_bad_configuration_ends_with_its_code_and_page_and_no_colour(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text("[broker]\nprot = 1\n")
+    told = relief("coordinator", "run", "--config", str(tmp_path / "fleet.toml"))
+    assert told.returncode == 10
+    assert "broker.prot" in told.stderr and "exit-codes.md#10-configuration" in told.stderr
+    assert "\x1b[" not in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+# -- report --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder as a coordinator writes it."""
+    from coordinator.history import History, record
+
+    history = History(tmp_path / "run" / "metrics.jsonl")
+    for n in range(1, 6):
+        history.round(record(n, n - 1.0, float(n), 2, [], {}, 1_000_000, 500_000))
+        history.score(n, float(n), {"in_subject": 0.1 * n, "held_out": 0.05 * n, "rare_only": 0.01 * n})
+    history.close()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "rou')  # a coordinator that was killed while it wrote
+    return tmp_path / "run"
+
+
+def test_a_report_is_one_page_that_loads_nothing_from_elsewhere(run: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
+    told = relief("report", str(run))
+    assert told.returncode == 0, told.stderr
+    page = (run / "report.html").read_text()
+    assert page.count('src="data:image/svg+xml;base64,') == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<td>5</td>" in page and "0.2</td>" in page
+
+
+def test_a_reports_table_is_the_record_summed_up(run: Path) -> None:
+    (row,) = json.loads(relief("report", str(run), "--json").stdout)
+    assert (row["rounds"], row["seconds"], row["MB up"], row["F1 held-out"]) == (5, 5.0, 5.0, 0.2)
+    (same,) = map(summary, find(run))
+    assert same == row
+
+
+def test_a_run_without_evaluation_has_no_scores_rather_than_zeros() -> None:
+    rounds = [{"began": 0.0, "ended": 1.0, "joules": 0.0, "power": [], "bytes_up": 0, "bytes_down": 0}]
+    assert summary(Run("r", rounds, []))["F1 held-out"] is None
+
+
+def test_a_folder_without_a_run_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    told = relief("report", str(tmp_path))
+    assert told.returncode == 2
+    assert "metrics.jsonl" in told.stderr
+
+
+# -- doctor --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'password = "hunter2"', "mqtt_password: hunter2", '"api_key": "hunter2"', "token=hunter2",
+        "amqp://user:hunter2@host/x", "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----",
+    ],
+)  # fmt: skip
+def test_secrets_are_left_out(text: str) -> None:
+    assert "hunter2" not in clean(f"a = 1\n{text}\nb = 2\n")
+    assert HIDDEN in clean(text)
+    assert clean("port = 1883\n") == "port = 1883\n"
+
+
+def test_the_doctors_file_holds_versions_configuration_and_logs(run: Path, tmp_path: Path) -> None:
+    config = tmp_path / "fleet.toml"
+    config.write_text('fleet = "f"\n[broker]\nusername = "u"\npassword = "hunter2"\n')
+    (run / "coordinator.log").write_text("x" * 500_000 + "the end\n")
+    (run / "journal").mkdir()
+    (run / "journal" / "1.log").write_bytes(b"\x00tensors")
+    out = tmp_path / "doctor.zip"
+    told = relief("doctor", "--config", str(config), "--run", str(run), "--out", str(out), RELIEF_PASSWORD="hunter2")
+    assert told.returncode == 0, told.stderr
+    with zipfile.ZipFile(out) as bundle:
+        assert set(bundle.namelist()) == {
+            "versions.json", "configuration.toml", "run/coordinator.log", "run/metrics.jsonl",
+        }  # fmt: skip
+        whole = "".join(bundle.read(name).decode() for name in bundle.namelist())
+        assert bundle.read("run/coordinator.log").endswith(b"the end\n")
+        assert len(bundle.read("run/coordinator.log")) < 250_000
+    assert "hunter2" not in whole
+    assert "relief-edge" in whole
