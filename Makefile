@@ -86,3 +86,8 @@ soak-rounds: $(STAMP)
 .PHONY: soak
 soak: $(STAMP)
 	@$(BIN)/python -m tests.soak $(if $(QUICK),--quick)
+
+# The documentation as a site in build/site, every link checked.
+.PHONY: docs
+docs: $(STAMP)
+	@$(BIN)/python -m mkdocs build --strict --quiet
