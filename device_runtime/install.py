@@ -68,7 +68,9 @@ def _packages(folder: Path, manifest: Manifest, path: Path, say: Say) -> None:
     """A virtual environment over the board's own packages, filled from the bundle alone."""
     venv = path / "venv"
     _run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(venv)], "the environment")
-    torch = board_torch()
+    # Asked of the new environment: this process may itself run from a slot that brought a torch of its own.
+    ask = "import importlib.metadata as m; print(next((d.version for d in m.distributions(name='torch')), ''))"
+    torch = _run([str(venv / "bin" / "python"), "-I", "-c", ask], "the board's Python").strip()
     wanted, constraints = requirements((folder / "requirements.txt").read_text(), torch)
     if torch:
         say(f"torch {torch} of the board stays")
@@ -103,10 +105,9 @@ def requirements(text: str, torch: str) -> tuple[str, str]:
     return wanted, "\n".join(pins) + "\n"
 
 
-def board_torch(where: list[str] | None = None) -> str:
-    """Version of the torch that the board brings, empty where it has none. `where`: folders instead of sys.path."""
-    path = sys.path if where is None else where
-    found = importlib.metadata.distributions(name="torch", path=path)
+def torch_in(folders: list[str]) -> str:
+    """Version of the torch that lies in these folders, empty where there is none."""
+    found = importlib.metadata.distributions(name="torch", path=folders)
     return next((one.version for one in found if one.version), "")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.bundle import MANIFEST, BadBundle, Host, Manifest, check_fit, plain_name, release
-from device_runtime.install import board_torch, requirements, starter
+from device_runtime.install import requirements, starter, torch_in
 from device_runtime.slots import Slots, replace
 from tools.flashing.targets import TARGETS, Target
 from tools.flashing.wheelhouse import run
@@ -127,7 +127,7 @@ def _packages(root: Root, folder: Path, slot: Path, there: str) -> str:
     text = f"home = /usr/bin\ninclude-system-site-packages = true\nversion = {host.python}\n"
     (venv / "pyvenv.cfg").write_text(f"{text}executable = /usr/bin/{python}\ncommand = made for {there}/venv\n")
     where = [root.path / f"usr/local/lib/{python}/dist-packages", root.path / "usr/lib/python3/dist-packages"]
-    torch = board_torch([str(path) for path in where])
+    torch = torch_in([str(path) for path in where])
     wanted, constraints = requirements((folder / "requirements.txt").read_text(), torch)
     pins = [pin for pin in constraints.splitlines() if not (torch and plain_name(pin.split("==")[0]) == "torch")]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
