@@ -234,10 +234,13 @@ def test_the_real_recordings_are_whole_and_fast_the_second_time(real: Dsads) -> 
     assert all(np.isfinite(x).all() for x in windows.x.values())
     gravity = np.median(np.linalg.norm(windows.x["torso"][windows.y == 1, :3], axis=1))
     assert 9.0 < gravity < 10.6  # m/s2, standing
-    began = time.perf_counter()
-    for subject in real.subjects():
-        list(real.recordings(subject))
-    assert time.perf_counter() - began < first / 2
+    again = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for subject in real.subjects():
+            list(real.recordings(subject))
+        again.append(time.perf_counter() - began)
+    assert min(again) < first / 2
     for fold in FOLDS:
         parts = split(windows, fold)
         assert [len(p) for p in (parts.train, parts.validation, parts.test)] == [4 * 19 * n for n in (16, 4, 4)]

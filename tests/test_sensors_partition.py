@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensors.partition import How, Tier, partition
@@ -22,6 +22,7 @@ def windows(overlap: float = 0.5, subjects: str = "abcdef") -> Windows:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["contiguous", "dirichlet", "subject"]), st.sampled_from([0.0, 0.5]))
+@settings(deadline=None)
 def test_no_sample_is_held_by_two_devices(seed: int, how: How, overlap: float) -> None:
     all_windows = windows(overlap)
     seen: set[tuple[str, float]] = set()

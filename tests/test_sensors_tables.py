@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensors import mhealth, pamap2
@@ -189,6 +189,7 @@ def test_a_replay_of_pamap2_gives_its_windows(written: Path) -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6))
+@settings(deadline=None)
 def test_interpolation_keeps_samples_and_fills_only_short_inner_gaps(known: list[bool], longest: int) -> None:
     line = np.arange(len(known), dtype=np.float32)[:, None] * 2 + 1
     values = np.where(np.array(known)[:, None], line, np.nan).astype(np.float32)

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensors.recording import DataError
@@ -24,6 +24,7 @@ delimiters = st.sampled_from([" ", "\t", ",", ";"])
 
 
 @given(st.integers(1, 5), delimiters, st.sampled_from(["\n", "\r\n"]), st.data())
+@settings(deadline=None)
 def test_every_number_is_what_float_makes_of_it(columns: int, delimiter: str, end: str, data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.lists(tokens, min_size=columns, max_size=columns), max_size=12))
     text = "".join(delimiter.join(row) + end for row in rows).encode()
@@ -37,6 +38,7 @@ def test_every_number_is_what_float_makes_of_it(columns: int, delimiter: str, en
 
 
 @given(st.lists(st.lists(plain, min_size=3, max_size=3), min_size=1, max_size=8), st.data())
+@settings(deadline=None)
 def test_one_changed_character_never_passes_for_the_same_table_unless_float_agrees(
     rows: list[list[str]], data: st.DataObject
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensors.recording import UNLABELLED, Modality, Recording
@@ -55,6 +55,7 @@ data_sets = st.dictionaries(st.sampled_from(["s", "tt", "uuu"]), recordings, max
 
 
 @given(data_sets, st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
+@settings(deadline=None)
 def test_windows_are_those_that_a_loop_over_samples_would_cut(made: Made, window_s: float, overlap: float) -> None:
     expected = []
     samples = round(window_s * RATE)
@@ -77,6 +78,7 @@ def test_windows_are_those_that_a_loop_over_samples_would_cut(made: Made, window
 
 
 @given(data_sets)
+@settings(deadline=None)
 def test_positions_rise_with_time_and_stay_below_one(made: Made) -> None:
     windows = cut(made.all(), made)
     assert np.all((windows.position >= 0) & (windows.position < 1) & (windows.stop <= 1 + 1e-6))
@@ -112,6 +114,7 @@ def test_impossible_windows_are_refused(window_s: float, overlap: float) -> None
 
 
 @given(data_sets, st.sampled_from([(16 / 24, 4 / 24), (0.5, 0.25), (0.6, 0.0)]))
+@settings(deadline=None)
 def test_no_sample_is_in_two_parts_of_a_split(made: Made, fractions: tuple[float, float]) -> None:
     windows = cut(made.all(), made)
     held = windows.subjects[:1]
@@ -126,6 +129,7 @@ def test_no_sample_is_in_two_parts_of_a_split(made: Made, fractions: tuple[float
 
 
 @given(data_sets, st.integers(1, 5))
+@settings(deadline=None)
 def test_shares_of_a_subject_are_contiguous_disjoint_and_even(made: Made, of: int) -> None:
     windows = cut(made.all(), made, overlap=0.0)
     shares = [share(windows, k, of) for k in range(of)]
@@ -138,6 +142,7 @@ def test_shares_of_a_subject_are_contiguous_disjoint_and_even(made: Made, of: in
 
 
 @given(data_sets, st.integers(2, 4))
+@settings(deadline=None)
 def test_shares_of_overlapping_windows_have_no_sample_in_common(made: Made, of: int) -> None:
     windows = cut(made.all(), made, overlap=0.7)
     seen: set[tuple[int, float]] = set()
@@ -168,6 +173,7 @@ def test_an_unknown_held_out_subject_is_named() -> None:
 
 
 @given(data_sets, st.integers(1, 4))
+@settings(deadline=None)
 def test_scaling_of_merged_sums_is_the_scaling_of_everything(made: Made, of: int) -> None:
     windows = cut(made.all(), made, overlap=0.0)
     merged = Scaling.of(merge(sums(share(windows, k, of)) for k in range(of)))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -27,6 +27,7 @@ strangers = st.binary(max_size=40) | st.recursive(
 
 
 @given(streams, st.floats(0, 2e9), st.booleans())
+@settings(deadline=None)
 def test_samples_survive_the_wire_bit_by_bit(stream: Floats, time: float, labelled: bool) -> None:
     labels = np.arange(len(stream)) - 1 if labelled else np.empty(0, np.int64)
     found = decode(encode(Samples(time, 50.0, {"acc": stream}, labels), "acc"), ACC)
@@ -35,6 +36,7 @@ def test_samples_survive_the_wire_bit_by_bit(stream: Floats, time: float, labell
 
 
 @given(strangers)
+@settings(deadline=None)
 def test_bytes_of_strangers_are_refused_and_never_crash(payload: bytes) -> None:
     reads: tuple[Callable[[], object], ...] = (lambda: decode(payload, ACC), lambda: read_about(payload))
     for read in reads:
