@@ -2,6 +2,6 @@
 
 MODULE = "device_runtime.agent"
 OLD = """\
-if self.connected and self._waiting.lacks:"""
+if self.connected and waiting.lacks:"""
 NEW = """\
-if self._waiting.lacks:"""
+if waiting.lacks:"""
