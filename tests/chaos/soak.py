@@ -18,7 +18,8 @@ import psutil
 from tests.chaos.evidence import Evidence
 from tests.chaos.fleet import NAME, Fleet, until
 
-CHURN = 4.0  # seconds on average between two devices that are killed and come back
+STALL = 300.0  # seconds without a committed round that end the run
+CHURN = 10.0  # seconds on average between two devices that are killed and come back
 MEMORY = 1.15  # the last quarter's median memory may be this much above the second's
 FILES = 3  # open files that the last quarter may have above the second
 DISK = 64 * 1024 * 1024  # bytes that the coordinator's folder may hold
@@ -55,8 +56,10 @@ class Soak:
             self._sample(steady)
             if self.evidence.round > last:
                 last, since = self.evidence.round, time.monotonic()
-            if time.monotonic() > since + 120.0:
-                return f"no round within 120 s after round {last}"
+            if time.monotonic() > since + STALL:
+                return (
+                    f"no round within {STALL:g} s after round {last}\n{self._said('coordinator')}\n{self._said(steady)}"
+                )
             if dead := self.fleet.dead():
                 return "; ".join(dead)
             if time.monotonic() > next_churn:
@@ -67,6 +70,11 @@ class Soak:
                 next_churn = time.monotonic() + self.random.expovariate(1 / CHURN)
             time.sleep(0.5)
         return ""
+
+    def _said(self, name: str) -> str:
+        """The end of a party's log."""
+        lines = (self.fleet.folder / f"{name}.log").read_text(errors="replace").splitlines()[-8:]
+        return "\n".join(f"    {name}: {line}" for line in lines)
 
     def _sample(self, steady: str) -> None:
         pids = {"coordinator": self.fleet.processes["coordinator"].pid, "broker": self.fleet.broker.pid,
