@@ -32,7 +32,7 @@ def orin(tmp_path: Path) -> Iterator[Namespace]:
 
 
 def monitor_in(namespace: Namespace, **settings: float) -> JtopMonitor:
-    return JtopMonitor(interval=0.2, python=namespace.python(), **settings)
+    return JtopMonitor(interval=0.5, python=namespace.python(), **settings)
 
 
 @pytest.mark.parametrize("board", sorted(BOARDS))
