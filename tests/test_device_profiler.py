@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -104,4 +105,4 @@ def test_measured_rounds_are_predicted():
     finally:
         torch.set_num_threads(threads)
     # On a quiet machine the median is some percent; here other work may share the core.
-    assert known.median_error < 0.4
+    assert known.median_error < 0.4 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
