@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -58,6 +59,11 @@ def run(
         coordinator.run(stop)
     if coordinator.stopped:
         log.error("%s", coordinator.stopped)
+    if any(thread.name == "scorer" for thread in threading.enumerate()):
+        # It computes in torch still; the interpreter's own end would take that apart under it and abort.
+        logging.shutdown()
+        os._exit(1 if coordinator.stopped else 0)
+    if coordinator.stopped:
         raise typer.Exit(1)
 
 
