@@ -36,7 +36,7 @@ from tools.demo.processes import Processes
 from tools.demo.report import Run
 
 FLEET = "demo"
-START = 120.0  # seconds until eight interpreters have started on a small machine
+START = 240.0  # seconds until eight interpreters have started on a small and busy machine
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.soak import QUICK, run
 from tools.demo.plan import plan
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_after_silence_late_labels_kills_and_a_cut_everyone_is_back_and_nothing_counted_twice(
     tmp_path: Path, broker: Broker
 ) -> None:
