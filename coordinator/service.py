@@ -472,7 +472,7 @@ class Coordinator:
             return
         self._say_at, self._said = inf, now
         fields = summary(self.core, self.history, now)
-        fields |= {"alarms": dict(self.alarms), "refused": dict(self.counts), "can": list(WISHES)}
+        fields |= {"alarms": dict(self.alarms), "refused": dict(self.counts), "can": [*WISHES, "order"]}
         fields |= {"bytes_up": self._bytes_up, "bytes_down": self._publisher.bytes_down}
         fields |= {"broker": self.broker.values()}
         core = self.core

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.messages import CoordinatorState, Reply, Request, RoundSummary, Telemetry, decode
+from protocol.messages import CoordinatorState, Reply, Report, Request, RoundSummary, Telemetry, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Transport, Will
 
@@ -85,7 +85,7 @@ class SyntheticFleet:
             "last_seconds": 1.0 if last else None, "scores": scored, "scored_round": len(self.scored),
             "joules": 0.0, "power": ["configured"], "trail": self.trail[-60:], "scored": self.scored[-60:],
             "devices": self.devices, "alarms": {}, "refused": {}, "bytes_up": 0, "bytes_down": 0,
-            "can": ["pause", "resume", "quarantine", "release"],
+            "can": ["pause", "resume", "quarantine", "release", "order"],
         }  # fmt: skip
         return RoundSummary(round=self.round, epoch=7, phase=self.phase, fields=fields)
 
@@ -114,6 +114,10 @@ class SyntheticCoordinator:
             self.say()
 
     def _obey(self, request: Request) -> None:
+        if request.kind == "order":
+            for name in request.args["devices"]:
+                report = Report(id=request.id, kind=request.args["order"], ok=True, values={"versions": 3})
+                self._transport.publish(self.topics.device(name, "report"), report.encode())
         device = self.fleet.devices.get(str(request.args.get("device", "")))
         if request.kind in ("pause", "resume"):
             self.fleet.paused = request.kind == "pause"

@@ -59,6 +59,7 @@ class Board:
         self.rows: dict[str, dict[str, Any]] = {}
         self.lives: dict[str, deque[dict[str, float]]] = {}  # device -> its rounds as far as they were seen here
         self.telemetry: dict[str, deque[dict[str, Any]]] = {}
+        self.reports: dict[str, str] = {}  # device -> what it reported last of an order
         self._versions: dict[str, int] = {}
         self._clock = clock
 
@@ -88,6 +89,12 @@ class Board:
         self.version += 1
         if id in self.summary.get("devices", {}):  # a summary of a very large fleet comes without them
             self._device(id, self.summary["devices"][id])
+
+    def reported(self, id: str, text: str) -> None:
+        """What a device says of an order."""
+        if id in self.rows:
+            self.version += 1
+            self.reports[id] = text
 
     def say(self, connection: str | None = None, coordinator: bool | None = None) -> None:
         """The connection to the broker, or the coordinator's own word about itself, has changed."""

@@ -40,15 +40,7 @@ class DevicePage:
 
     def _buttons(self) -> None:
         with ui.element("div").classes("head"):
-            for kind, question in (
-                ("quarantine", f"Leave {self.id} out until it is released?"),
-                ("release", f"Take {self.id} in again?"),
-            ):
-                if self.steering.can(kind):
-                    button(
-                        kind.capitalize(),
-                        lambda k=kind, q=question: self.steering.confirm(k, q, device=self.id, reason="by an operator"),
-                    )
+            self.steering.device_buttons(self.id)
         with ui.element("div").classes("head"):
             seconds = ui.number("Label the last … seconds", value=60, min=1, max=86400, format="%d")
             label = ui.number("as class", value=0, min=0, format="%d")
@@ -102,6 +94,7 @@ class DevicePage:
             "power": f"{row['watts']} W ({row['source']})" if row["watts"] else f"not known ({row['source']})",
             "link": row["link"],
             "version": row["version"],
+            "last report": self.board.reports.get(self.id, "—"),
             "windows": self.board.summary["devices"][self.id]["windows"],
         }
         return "<h2>Now</h2>" + _list(facts, f"state-{row['state']}")

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from protocol.errors import ProtocolError
-from protocol.messages import CoordinatorState, Label, Reply, Request, RoundSummary, Telemetry, decode
+from protocol.messages import CoordinatorState, Label, Reply, Report, Request, RoundSummary, Telemetry, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Lost, Received, Stopped, Transport
 from tools.dashboard.board import Board
@@ -122,7 +122,12 @@ class Feed:
         with self.lock:
             if isinstance(event, Connected):
                 t = self._topics
-                topics = [t.coordinator("round"), t.coordinator("state"), t.device("+", "telemetry")]
+                topics = [
+                    t.coordinator("round"),
+                    t.coordinator("state"),
+                    t.device("+", "telemetry"),
+                    t.device("+", "report"),
+                ]
                 self._transport.subscribe(*topics, *([t.reply(self._transport.identity)] if self.rights else []))
                 self.board.say(connection="")
             elif isinstance(event, (Lost, Stopped)):
@@ -146,6 +151,13 @@ class Feed:
             said = decode(Telemetry, event.payload)
             with self.lock:
                 self.board.hear(levels[1], said.time, said.values)
+
+        elif len(levels) == 3 and levels[2] == "report":
+            report = decode(Report, event.payload)
+            if report.kind != "declined":  # that shows as the device's state
+                values = ", ".join(f"{k} {v}" for k, v in report.values.items())[:200]
+                with self.lock:
+                    self.board.reported(levels[1], f"{report.kind}: {report.reason or 'done'} {values}".strip())
 
     def _reply(self, event: Received) -> None:
         try:

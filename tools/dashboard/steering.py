@@ -12,6 +12,13 @@ from nicegui import ui
 from protocol.messages import Label
 from tools.dashboard.feed import Feed
 
+# order -> its button, and what is asked before it is sent
+ORDERS = (
+    ("adopt", "Adopt", "use the newest blocks for its predictions?"),
+    ("rollback", "Roll back", "predict with the blocks it used before?"),
+    ("profile", "Measure anew", "measure its speed anew?"),
+)
+
 
 def button(text: str, action: Callable[..., Any], *, strong: bool = False) -> ui.element:
     """A plain button, reachable by keyboard."""
@@ -33,21 +40,36 @@ class Steering:
         return self.feed.rights and kind in self.feed.board.summary.get("can", ("pause", "resume"))
 
     def fleet_buttons(self) -> None:
-        """Pause, resume, adopt and roll back, as far as the coordinator can."""
+        """Pause and resume, as far as the coordinator can."""
         if not self.feed.rights:
             ui.label("read only").classes("soft")
             return
         asked = {
             "pause": "Finish the round that is open and begin no other?",
             "resume": "Begin rounds again?",
-            "adopt": "Make the current blocks the ones that devices use for inference?",
-            "rollback": "Go back to the blocks that were adopted before?",
         }
-        names = {"rollback": "Roll back"}
         for kind, question in asked.items():
             if self.can(kind):
-                name = names.get(kind, kind.capitalize())
-                button(name, lambda k=kind, q=question: self.confirm(k, q))
+                button(kind.capitalize(), lambda k=kind, q=question: self.confirm(k, q))
+
+    def device_buttons(self, device: str) -> None:
+        """Quarantine, release, and the orders that a device obeys."""
+        for kind, question in (
+            ("quarantine", f"Leave {device} out until it is released?"),
+            ("release", f"Take {device} in again?"),
+        ):
+            if self.can(kind):
+                button(
+                    kind.capitalize(),
+                    lambda k=kind, q=question: self.confirm(k, q, device=device, reason="by an operator"),
+                )
+        if self.can("order"):
+            for order, name, question in ORDERS:
+                button(name, lambda o=order, q=question: self.order(device, o, q))
+
+    async def order(self, device: str, order: str, question: str) -> None:
+        """Have the coordinator order something of one device; the device's report shows on its page."""
+        await self.confirm("order", f"{device}: {question}", devices=[device], order=order, args={})
 
     async def confirm(self, kind: str, question: str, **args: Any) -> None:
         """Ask the visitor, then the coordinator."""
