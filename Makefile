@@ -91,3 +91,8 @@ soak: $(STAMP)
 .PHONY: docs
 docs: $(STAMP)
 	@$(BIN)/python -m mkdocs build --strict --quiet
+
+# Flashing on an emulated arm64 Debian, made once in .cache/arm64; ONLY="rootfs round" picks checks. As root.
+.PHONY: test-arm64
+test-arm64: $(STAMP)
+	@$(BIN)/python -m tests.arm64.check $(if $(ONLY),--only $(ONLY))

@@ -65,7 +65,7 @@ def bundle(
         typer.echo(f"sha256 {made.digest}")
         typer.echo(f"{to}: {target(to).about}")
         if "config/wants-identity" in made.manifest.files:
-            typer.echo("It holds no key: the board makes one, and a request for `relief broker add --csr`.")
+            typer.echo("It holds no key: the board makes one, and a signing request for the broker's CA.")
 
 
 @app.command()

@@ -19,10 +19,12 @@ from protocol.messages import Reply, Request, decode
 from protocol.topics import Topics, check_name
 from protocol.transport import Connected, Event, Received, Stopped
 from tools.configuration import read
+from tools.fleet_update import update
 from tools.panels import fleet_panel
 from tools.watch import Watch
 
 app = typer.Typer(no_args_is_help=True, help="Look at a running fleet and steer it.")
+app.command()(update)
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file with fleet and broker.")]
 Host = Annotated[str, typer.Option(help="Broker's host, without a configuration file.")]
