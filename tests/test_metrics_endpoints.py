@@ -171,7 +171,6 @@ def logging_kept() -> Iterator[None]:
 
 
 def test_logs_are_json_where_no_terminal_is_with_device_and_round(logging_kept: None) -> None:
-    pytest.importorskip("structlog", reason="the extra log is not installed")
     stream = io.StringIO()
     logs.configure(stream=stream, device="band-1", fleet="f")
     logging.getLogger("relief.device").info("round %d: training %s", 7, {"ecg": 3})

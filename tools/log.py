@@ -1,15 +1,17 @@
 """Logs: lines for a person on a terminal, JSON otherwise, with device, round and block as fields of their own.
 
-Modules keep to the standard `logging`; structlog (extra `log`) formats what they say. Without it the lines are plain.
+Modules keep to the standard `logging`; structlog (extra `log`) makes the lines for people. Without it they are plain.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import MutableMapping
+from datetime import datetime, timezone
 from typing import Any, TextIO
 
 _bound: dict[str, Any] = {}
@@ -40,24 +42,34 @@ def configure(level: int = logging.INFO, stream: TextIO | None = None, **values:
 
 
 def _formatter(stream: TextIO) -> logging.Formatter:
+    terminal = stream.isatty()
+    wanted = os.environ.get("RELIEF_LOG", "human" if terminal else "json")
+    if wanted == "json":
+        return _Json()
     try:
         import structlog
     except ImportError:
         return logging.Formatter(PLAIN)
-    terminal = stream.isatty()
-    wanted = os.environ.get("RELIEF_LOG", "human" if terminal else "json")
     before: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=wanted == "json"),
+        structlog.processors.TimeStamper(fmt="iso", utc=False),
         _fields,
     ]
-    if wanted == "json":
-        last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    else:
-        last = [structlog.dev.ConsoleRenderer(colors=terminal and "NO_COLOR" not in os.environ)]
+    last = structlog.dev.ConsoleRenderer(colors=terminal and "NO_COLOR" not in os.environ)
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=[remove, *last])
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=[remove, last])
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line, with structlog's names but without it: it takes 6 MB, a tenth of what a device may."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
+        line["timestamp"] = datetime.fromtimestamp(record.created, timezone.utc).isoformat().replace("+00:00", "Z")
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(_fields(None, record.levelname, line), default=str)
 
 
 def _fields(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
