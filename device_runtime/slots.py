@@ -88,7 +88,7 @@ class Slots:
         if slot == self.current:
             raise ValueError(f"slot {slot} is running")
         if trial and slot == trial.old:
-            raise BadBundle(f"version {trial.new} is still on trial: wait until it is confirmed, or roll it back")
+            raise BadBundle(f"slot {trial.new} is still on trial: wait until it is confirmed, or roll it back")
         path = self.path(slot)
         (path / MANIFEST).unlink(missing_ok=True)  # first: half a folder must not pass for a version
         sync(path)
