@@ -11,6 +11,7 @@ from models.local import effective_steps
 from protocol.messages import Update
 
 COHORT = 3  # updates of a round from which a median says something
+WARM_UP = 5  # rounds in which lengths may grow as they like: in lora they begin near zero
 INNOCENT = ("stale", "duplicate", "quarantined", "not assigned")  # refusals that any honest device can meet
 
 
@@ -18,7 +19,8 @@ class Defence:
     """Judges updates before they are stored, and counts refusals per device.
 
     bound      an update is refused whose change per step is longer than so many times the median length of the last
-               round's; 0: no bound. The bound of a block begins with its first round of COHORT updates
+               round's; 0: no bound. The bound of a block begins after WARM_UP rounds of COHORT updates. Refused lengths
+               count for the median too: a cohort that moves on as a whole is let in a round later, a minority never
     limits     when refusals lead into quarantine; None: never
     momentum   of the local rule, which a step's length depends on
     """
@@ -27,31 +29,32 @@ class Defence:
         self.bound, self._momentum = bound, momentum
         self.quarantine = Quarantine(limits) if limits else None
         self.medians: dict[str, float] = {}  # block -> median length per step of the last round's changes
-        self._judged: dict[tuple[str, str], dict[str, float]] = {}  # (device, update id) -> block -> length per step
-        self._round: dict[str, list[float]] = defaultdict(list)
+        self._round: dict[str, dict[str, float]] = defaultdict(dict)  # block -> device -> length per step
+        self._rounds: dict[str, int] = defaultdict(int)  # block -> rounds with a median
 
-    def judge(self, update: Update) -> str:
-        """Why this update is refused, or an empty string. Its tensors were checked before (coordinator.intake)."""
-        lengths = {}
+    def judge(self, update: Update, *, asked: bool = True) -> str:
+        """Why this update is refused, or an empty string. Its tensors were checked before (coordinator.intake).
+
+        `asked`: it answers an assignment of this round; others have no say in the median.
+        """
+        reason = ""
         for block, work in update.blocks.items():
             if not work.steps:
                 continue  # the round core says what is wrong with that
             values = work.delta.array().astype(np.float64)
             length = float(np.sqrt(values @ values)) / effective_steps(work.steps, self._momentum)
-            usual = self.medians.get(block, 0.0)
+            usual = self.medians.get(block, 0.0) if self._rounds[block] >= WARM_UP else 0.0
+            if asked:
+                self._round[block][update.device] = length
             if self.bound and usual and length > self.bound * usual:
-                return (
+                reason = reason or (
                     f"block {block}: norm {length:.3g} a step, the cohort's median was {usual:.3g} and at most "
                     f"{self.bound:g} times that is taken"
                 )
-            lengths[block] = length
-        self._judged[update.device, update.id] = lengths
-        return ""
+        return reason
 
-    def accepted(self, device: str, update: str) -> None:
-        """The update is stored: its lengths count for the bound of the next round."""
-        for block, length in self._judged.pop((device, update), {}).items():
-            self._round[block].append(length)
+    def accepted(self, device: str) -> None:
+        """An update of the device is stored."""
         if self.quarantine:
             self.quarantine.accepted(device)
 
@@ -59,9 +62,9 @@ class Defence:
         """A round is closed: its medians bound the next."""
         for block, lengths in self._round.items():
             if len(lengths) >= COHORT:
-                self.medians[block] = float(np.median(lengths))
+                self.medians[block] = float(np.median(list(lengths.values())))
+                self._rounds[block] += 1
         self._round.clear()
-        self._judged.clear()
 
     def refused(self, device: str, reason: str, now: float) -> Held | None:
         """Count a refusal; what holds the device from now on, if this one was too much."""

@@ -120,12 +120,16 @@ Event = StatusArrived | UpdateArrived | Stored | Declined | Folded | Wish | Tick
 
 @dataclass(frozen=True)
 class Open:
-    """Journal that a round begins, before any of its assignments is sent."""
+    """Journal that a round begins, before any of its assignments is sent.
+
+    normalisation, versions    modality -> centre and width that are new, and the version that carries them
+    """
 
     round: int
     epoch: int
     assignments: dict[str, Assignment]
     normalisation: dict[str, tuple[list[float], list[float]]]
+    versions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

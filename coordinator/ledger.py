@@ -72,6 +72,7 @@ class Ledger:
                 "epoch": action.epoch,
                 "assignments": {d: a.model_dump() for d, a in action.assignments.items()},
                 "scales": {m: [center, width] for m, (center, width) in action.normalisation.items()},
+                "versions": action.versions,
             },
         )
 
@@ -160,6 +161,7 @@ class Ledger:
             elif record.kind == "open":
                 at.assignments = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
                 at.scales.update({m: (c, w) for m, (c, w) in header["scales"].items()})
+                at.versions.update({m: int(v) for m, v in header["versions"].items()})
                 at.stored = {}
                 # The plan itself is not replayed, only what it led to; a strategy that draws does so by round.
             elif record.kind == "update":

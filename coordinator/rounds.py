@@ -224,13 +224,16 @@ class Rounds:
             return
         fresh = self._new_scales()
         self.scales.update(fresh)
+        # A block whose normalisation changes is a new version: its assignment must not overtake its manifest.
+        self.versions.update({m: self.versions[m] + 1 for m in fresh})
         self.assignments = {d: self._assignment(d, plan) for d, plan in sorted(plans.items())}
         longest = max(plan.seconds for plan in plans.values())
         self.stored, self.declined = {}, {}
         self.phase, self.began = Phase.TRAINING, now
         self.deadline = now + longest * self.pace.patience + self.pace.margin
         self.wake = self.deadline
-        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh))
+        renewed = {m: self.versions[m] for m in fresh}
+        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh, renewed))
         for device in self.assignments:
             self._send(device, now, actions)
         actions.append(Say())

@@ -293,7 +293,9 @@ class Coordinator:
                 self._feed(Declined(device, report.id, report.reason))
 
     def _update(self, device: str, update: Update) -> None:
-        reason = check(update, device, self.cut) or self._defence.judge(update)
+        assignment = self.core.assignments.get(device)
+        asked = assignment is not None and assignment.id == update.assignment
+        reason = check(update, device, self.cut) or self._defence.judge(update, asked=asked)
         if reason:
             self._answer(Acknowledge(device, update.id, False, reason))
             return
@@ -441,7 +443,7 @@ class Coordinator:
     def _answer(self, one: Acknowledge) -> None:
         self._updates.pop((one.device, one.update), None)
         if one.accepted:
-            self._defence.accepted(one.device, one.update)
+            self._defence.accepted(one.device)
         else:
             self._refuse(one.device, one.reason)
         answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)

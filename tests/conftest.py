@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
+# Models here are tiny: threads of torch and of the linear algebra library would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import itertools
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from broker_config.launcher import Broker, BrokerFailed
 
 _fleets = itertools.count()
+
+# How long an example takes says more about who else uses the machine than about the code.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

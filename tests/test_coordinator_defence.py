@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coordinator.commit import fold_round
-from coordinator.defence import Defence
+from coordinator.defence import WARM_UP, Defence
 from coordinator.events import UpdateHead
 from coordinator.quarantine import Limits
 from coordinator.robust import Robust, Rule
@@ -37,29 +37,47 @@ def an_update(device: str, length: float, *, steps: int = 1, assignment: str = "
                   assignment=assignment, blocks={"torso": work}, samples=10)  # fmt: skip
 
 
-def committed(defence: Defence, lengths: list[float]) -> None:
-    for n, length in enumerate(lengths):
-        update = an_update(f"d{n}", length, steps=1 + n)
-        assert defence.judge(update) == ""
-        defence.accepted(update.device, update.id)
-    defence.committed()
+def committed(defence: Defence, lengths: list[float], rounds: int = 1) -> None:
+    for _ in range(rounds):
+        for n, length in enumerate(lengths):
+            assert defence.judge(an_update(f"d{n}", length, steps=1 + n)) == ""
+        defence.committed()
 
 
 def test_lengths_are_bounded_by_the_median_of_the_round_before_per_step() -> None:
     defence = Defence(bound=10.0)
-    committed(defence, [1.0, 2.0, 3.0])
+    committed(defence, [1.0, 2.0, 3.0], WARM_UP)
     assert defence.medians["torso"] == pytest.approx(2.0, rel=1e-5)
     assert defence.judge(an_update("x", 19.0, steps=7)) == ""
     reason = defence.judge(an_update("x", 21.0, steps=7))
     assert reason.startswith("block torso: norm 21 a step") and "median was 2" in reason
 
 
-def test_two_devices_make_no_median_and_an_unanswered_update_counts_for_none() -> None:
+def test_first_rounds_are_free_because_lora_begins_near_zero() -> None:
+    defence = Defence(bound=10.0)
+    for round in range(WARM_UP):
+        committed(defence, [30.0**round] * 3)
+
+
+def test_a_cohort_that_moves_on_as_a_whole_is_let_in_a_round_later_and_a_minority_never() -> None:
+    defence = Defence(bound=2.0)
+    committed(defence, [1.0] * 5, WARM_UP)
+    for _ in range(3):
+        assert [bool(defence.judge(an_update(f"d{n}", 9.0 if n < 2 else 1.0))) for n in range(5)] == [True] * 2 + [
+            False
+        ] * 3
+        defence.committed()
+    assert all(defence.judge(an_update(f"d{n}", 9.0)) for n in range(5))
+    defence.committed()
+    assert not any(defence.judge(an_update(f"d{n}", 9.0)) for n in range(5))
+
+
+def test_two_devices_make_no_median_and_nobody_who_was_not_asked_has_a_say() -> None:
     defence = Defence(bound=2.0)
     committed(defence, [1.0, 1.0])
     assert defence.medians == {}
     for n in range(5):
-        defence.judge(an_update(f"d{n}", 1e6))
+        defence.judge(an_update(f"x{n}", 1e6), asked=False)
     committed(defence, [1.0, 1.0, 1.0])
     assert defence.medians["torso"] == pytest.approx(1.0, rel=1e-5)
 

@@ -119,6 +119,12 @@ class Check:
         self.hold(round not in self.opened, 1, f"round {round} begins twice")
         self.opened[round] = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
         self.hold(self.opened[round] in self.plans[round], 5, f"round {round} begins with assignments nobody planned")
+        for block, version in header["versions"].items():  # the same content, normalised anew
+            self.hold(
+                version == self.versions[block] + 1, 3, f"{block}: version {version} after {self.versions[block]}"
+            )
+            self.contents[block, version] = self.contents[block, self.versions[block]]
+            self.versions[block] = version
         for device, a in self.opened[round].items():
             for block, version in a.versions.items():
                 self.hold(version == self.versions[block], 3, f"{device} is to begin from {block} {version}")
