@@ -83,7 +83,8 @@ def test_a_live_sensor_of_another_package_is_a_kind_of_its_own(installed: dict[s
             "flat",
         ),
         (
-            "from device_runtime.sensors_config import SensorConfig\nSensorConfig(kind='x', where='y', modalities={'m': ('a',)})",
+            "from device_runtime.sensors_config import SensorConfig\n"
+            "SensorConfig(kind='x', where='y', modalities={'m': ('a',)})",
             "metronome",
         ),
     ],

@@ -34,7 +34,9 @@ def status(boot: str = "b") -> m.Status:
 def an_update(round: int = 1, epoch: int = 1) -> m.Update:
     assignment = f"{epoch}.{round}"
     blocks = {
-        name: m.BlockWork(version=round - 1, steps=1, delta=m.Tensor.of(np.full(partition(SPEC).size(name), 0.1, "<f4")))
+        name: m.BlockWork(
+            version=round - 1, steps=1, delta=m.Tensor.of(np.full(partition(SPEC).size(name), 0.1, "<f4"))
+        )
         for name in ("arm", "shared")
     }
     return m.Update(id=update_id("d1", "b", assignment), device="d1", boot="b", round=round, epoch=epoch,

@@ -54,7 +54,8 @@ def demo(
 
 def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, secure: bool, dashboard: bool) -> None:
     folder.mkdir(parents=True)
-    demo = plan(recordings(data, folder / "data"), data)
+    found = recordings(data, folder / "data")
+    demo = plan(found, data if found.path else "synthetic")
     console.print(f"Recordings: {demo.note}")
     for subject in dict.fromkeys(d.subject for d in demo.devices):
         worn = ", ".join(d.id for d in demo.devices if d.subject == subject)
