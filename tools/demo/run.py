@@ -85,7 +85,7 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, sec
     headline = show(console, demo, relief, fedavg, _shares(folder / "logs", demo))
     picture(folder / "demo.png", demo, (relief, fedavg))
     console.print(f"Picture: {folder / 'demo.png'}", highlight=False)
-    console.print(headline, style="bold")
+    console.print(headline, style="bold", soft_wrap=True)
 
 
 def _both(
