@@ -27,6 +27,7 @@ class Evidence:
         self.commits: dict[int, tuple[tuple[str, ...], dict[str, bytes]]] = {}
         self.said: dict[tuple[int, str, int], bytes] = {}
         self.contradictions: list[str] = []
+        self._renewed: set[tuple[str, int]] = set()  # (block, version) that only brought a new normalisation
         self.boots: list[tuple[float, str]] = []  # when a life of the coordinator was first heard of
         self.when: dict[int, float] = {}  # round -> when its commit was first seen
         self._folder, self._topics = folder / "journal", Topics(fleet)
@@ -52,7 +53,7 @@ class Evidence:
     # -- the journal ------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.3):
+        while not self._stop.wait(0.05):
             self.look()
 
     def look(self) -> None:
@@ -69,6 +70,8 @@ class Evidence:
                     kind, header = place.head()
                     if kind == "commit":
                         self._commit(header)
+                    elif kind == "open":
+                        self._renewed |= set(header["versions"].items())
             finally:
                 segment.close()
 
@@ -93,7 +96,8 @@ class Evidence:
         self.updates = len(counted)
         committed = {digest for _, digests in self.commits.values() for digest in digests.values()}
         for (_, block, version), digest in self.said.items():
-            if version and not block.endswith(".base") and digest not in committed:
+            fresh = not version or block.endswith(".base") or (block, version) in self._renewed
+            if not fresh and digest not in committed:
                 self.contradictions.append(f"{block} {version} was published and is in no commit")
 
     # -- what is published ------------------------------------------------------------------------------
