@@ -236,6 +236,9 @@ def start_device(config: Path, name: str) -> subprocess.Popen[bytes]:
     return relief("device", "run", "--config", str(config), "--device", name, log=config.parent / "log")
 
 
+@pytest.mark.skipif(
+    not os.environ.get("RELIEF_BROWSER_FLEET"), reason="times out now and then: set RELIEF_BROWSER_FLEET=1 to run it"
+)
 def test_a_real_fleet_appears_learns_loses_a_device_gets_it_back_and_is_paused(
     browser: Any, broker: Broker, fleet: str, real: tuple[Path, dict[str, subprocess.Popen[bytes]]]
 ) -> None:

@@ -83,4 +83,5 @@ def _scalar(value: Any) -> str:
         return f"[{', '.join(_scalar(one) for one in value)}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k} = {_scalar(v)}" for k, v in value.items()) + "}"
-    return json.dumps(str(getattr(value, "value", value)), ensure_ascii=False)
+    # JSON leaves DEL as it is, TOML does not take it.
+    return json.dumps(str(getattr(value, "value", value)), ensure_ascii=False).replace("\x7f", "\\u007f")

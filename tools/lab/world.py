@@ -71,6 +71,8 @@ def world(
     known = tuple(whole.x)
     sensed = {m for tier in fleet.tier for k in range(tier.devices) for m in tier.owned(k, known)}
     whole = whole.only([m for m in known if m in sensed])  # what nobody owns is no part of the model
+    if not folds or len(whole.subjects) < 3:
+        raise NoData(f"{fleet.dataset}: {len(whole.subjects)} subject at hand; an experiment needs three or more")
     held_out = list(folds[fold % len(folds)])
     seen = [s for s in whole.subjects if s not in held_out]
     if tuning:
