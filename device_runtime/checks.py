@@ -195,19 +195,19 @@ def power(settings: Settings, running: Running) -> Iterator[Result]:
     if running is not None:
         source = str(running.get("power_source"))
         level = Level.OK if running.get("measured", True) and source not in ("none", "estimate") else Level.WARN
-        yield Result("power", level, f"source: {source}", _POWER_TODO if level else "")
+        yield Result("power", level, f"source: {source}", _POWER_ADVICE if level else "")
         return
     try:
         found = find(settings.device.power)
     except (PowerError, ValueError) as error:
-        yield Result("power", Level.WARN, f"no source: {error}", _POWER_TODO)
+        yield Result("power", Level.WARN, f"no source: {error}", _POWER_ADVICE)
         return
     found.monitor.close()
     estimate = found.monitor.source == "estimate"
-    yield Result("power", Level.WARN if estimate else Level.OK, found.report(), _POWER_TODO if estimate else "")
+    yield Result("power", Level.WARN if estimate else Level.OK, found.report(), _POWER_ADVICE if estimate else "")
 
 
-_POWER_TODO = (
+_POWER_ADVICE = (
     "joules are no measurement; on a Jetson: pip install 'relief-edge[jetson]' and sudo jtop --install-service"
 )
 
