@@ -139,7 +139,11 @@ class Engine:
     def warm(self, subsets: Collection[Collection[str]]) -> None:
         """Make the sessions of these subsets now, so that their first window does not wait (some 5 to 50 ms each)."""
         for subset in subsets:
-            self._ready(self._now, tuple(m for m in self._owned if m in subset))
+            self.ready(subset)
+
+    def ready(self, subset: Collection[str]) -> tuple[Any, Any]:
+        """ONNX Runtime's session and run options by which windows of these modalities are predicted now."""
+        return self._ready(self._now, tuple(m for m in self._owned if m in subset))
 
     def _feeds(
         self, present: tuple[str, ...], windows: Mapping[str, Floats], scale: Mapping[str, Scale]

@@ -81,9 +81,14 @@ class _Stop:
 
 
 class Runtime:
-    """One life of a device over an unopened transport. `run` returns 0 after `stop`, 1 where the broker refuses us."""
+    """One life of a device over an unopened transport. `run` returns 0 after `stop`, 1 where the broker refuses us.
 
-    def __init__(self, settings: Settings, transport: Transport, sensing: Sensing) -> None:
+    trainer    what trains in this life, made only where the device can and may
+    """
+
+    def __init__(
+        self, settings: Settings, transport: Transport, sensing: Sensing, trainer: type[Worker] = Worker
+    ) -> None:
         self.settings, self.config = settings, settings.device
         self.boot = uuid.uuid4().hex[:16]
         self.topics = Topics(settings.fleet)
@@ -99,7 +104,7 @@ class Runtime:
         share = min(1.0, self.config.quota or 1.0)  # training runs on one thread
         progress = Progress(self.config.folder)
         self.worker = (
-            Worker(self.config.id, self.boot, self._queue.put, self.joules, progress, share) if trains else None
+            trainer(self.config.id, self.boot, self._queue.put, self.joules, progress, share) if trains else None
         )
         birth = Status(
             online=True,

@@ -19,27 +19,32 @@ from rich.table import Table
 RESULTS = Path("results/bench.json")
 
 
+def names() -> list[str]:
+    """All benchmarks, without `bench_`: files with a function `bench` that returns rows.
+
+    A row has name, value, unit, promise, ok and what it is compared with, as floor or rival (name, value); or name and
+    `skipped`, the reason why it was not measured here.
+    """
+    here = Path(__file__).parent
+    return sorted(p.stem.removeprefix("bench_") for p in here.glob("bench_*.py") if "\ndef bench(" in p.read_text())
+
+
 def main() -> None:
     """Run the benchmarks named on the command line (without `bench_`), or all; exit code 1 if a promise is broken."""
     console = Console()
-    here = Path(__file__).parent
-    wanted = sys.argv[1:] or sorted(p.stem.removeprefix("bench_") for p in here.glob("bench_*.py"))
     rows: list[dict[str, Any]] = []
-    for name in wanted:
-        module = importlib.import_module(f"tests.bench_{name}")
-        if not hasattr(module, "bench"):
-            continue
+    for name in sys.argv[1:] or names():
         with console.status(f"measuring {name}"):
-            rows += [{"bench": name, **row} for row in module.bench()]
+            try:
+                rows += [{"bench": name, **row} for row in importlib.import_module(f"tests.bench_{name}").bench()]
+            except Exception as error:  # the others are still worth measuring, and the exit code tells
+                console.print_exception()
+                rows.append({"bench": name, "name": name, "failed": f"{type(error).__name__}: {error}", "ok": False})
     table = Table(header_style="bold")
     for column in ("what", "measured", "beside", "promise", ""):
         table.add_column(column, justify="left" if column == "what" else "right")
     for row in rows:
-        beside = row.get("floor") or row.get("rival") or {}
-        words = f"{beside['name']} {beside.get('value', '')}".strip() if beside.get("name") else ""
-        ok = row.get("ok", True)
-        promise = "" if row.get("promise") is None else str(row["promise"])
-        table.add_row(row["name"], f"{row['value']} {row['unit']}", words, promise, "" if ok else "[red]missed[/]")
+        table.add_row(*cells(row))
     console.print(table)
     RESULTS.parent.mkdir(exist_ok=True)
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
@@ -48,6 +53,16 @@ def main() -> None:
     verdict = f"{len(missed)} of {len(rows)} promises missed: {'; '.join(missed)}" if missed else "all promises kept"
     console.print(f"bench: {len(rows)} figures, {verdict}; JSON in {RESULTS}")
     raise SystemExit(1 if missed else 0)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    """A row as the table shows it."""
+    if "skipped" in row or "failed" in row:
+        return row["name"], "", "", "", f"not here: {row['skipped']}" if "skipped" in row else "[red]failed[/]"
+    beside = row.get("floor") or row.get("rival") or {}
+    words = f"{beside['name']} {beside.get('value', '')}".strip() if beside.get("name") else ""
+    promise = "" if row.get("promise") is None else str(row["promise"])
+    return row["name"], f"{row['value']} {row['unit']}", words, promise, "" if row.get("ok", True) else "[red]missed[/]"
 
 
 if __name__ == "__main__":

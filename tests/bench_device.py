@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,35 +24,30 @@ from tests.worlds import FixedWindows
 class Instant(Worker):
     """The worker without its training: the same messages, at once."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        super().__init__(runtime.config.id, runtime.boot, runtime._queue.put, runtime._joules)
-        self._runtime = runtime
-        self._spec: ModelSpec | None = None
+    _spec: ModelSpec
 
-    def use_model(self, spec: ModelSpec, owned: Any) -> None:
+    def use_model(self, spec: ModelSpec, owned: Mapping[str, int]) -> None:
         self._spec = spec
         speed = dict.fromkeys(partition(spec).blocks, BlockSpeed(forward=1e-6, backward=1e-6))
-        self._runtime._queue.put(Profiled(speed))
+        self._say(Profiled(speed))
 
     def train(self, start: StartTraining, windows: Labelled) -> None:
-        a, boot = start.assignment, self._runtime.boot
-        device = self._runtime.config.id
-        cut = partition(self._spec)  # type: ignore[arg-type]
+        a, cut = start.assignment, partition(self._spec)
         work = {
             block: BlockWork(version=a.versions[block], steps=steps, delta=Tensor.of(np.zeros(cut.size(block), "<f4")))
             for block, steps in a.steps.items()
         }
         update = Update(
-            id=update_id(device, boot, a.id),
-            device=device,
-            boot=boot,
+            id=update_id(self._device, self._boot, a.id),
+            device=self._device,
+            boot=self._boot,
             round=a.round,
             epoch=a.epoch,
             assignment=a.id,
             blocks=work,
             samples=len(windows),
         )
-        self._runtime._queue.put(TrainingDone(a.id, update))
+        self._say(TrainingDone(a.id, update))
 
 
 def main() -> None:
@@ -65,10 +60,7 @@ def main() -> None:
     )
     x = {"a": np.random.default_rng(0).standard_normal((8, 6, 128)).astype(np.float32)}
     sensing = FixedWindows(x, np.zeros(8, np.int64))
-    runtime = Runtime(settings, MqttTransport(settings.broker, device), sensing)
-    assert runtime.worker is not None
-    runtime.worker.close(1.0)
-    runtime.worker = Instant(runtime)
+    runtime = Runtime(settings, MqttTransport(settings.broker, device), sensing, Instant)
     signal.signal(signal.SIGTERM, lambda *_: runtime.stop())
     sys.exit(runtime.run())
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -22,6 +20,7 @@ from coordinator.strategies import Settings, strategy
 from models import InputSpec, Local, ModelSpec, partition
 from protocol.config import BrokerConfig
 from protocol.mqtt import MqttTransport
+from tests.crew import Crew
 
 DEVICES = 8
 ROUNDS = 60
@@ -71,12 +70,8 @@ def bench() -> list[dict[str, Any]]:
 
 
 def run(broker: Broker, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """`rounds` rounds of DEVICES processes; the coordinator's metrics lines."""
-    of, config = spec(), BrokerConfig(port=broker.port)
-    devices = [
-        subprocess.Popen([sys.executable, "-m", "tests.bench_device", str(broker.port), f"d{n}", str(folder / "state")])
-        for n in range(DEVICES)
-    ]
+    """`rounds` rounds of DEVICES processes; the coordinator's metrics lines. RuntimeError where a device fails."""
+    of, config, stop = spec(), BrokerConfig(port=broker.port), threading.Event()
     coordinator = Coordinator(
         fleet="bench",
         spec=of,
@@ -86,13 +81,18 @@ def run(broker: Broker, folder: Path, rounds: int) -> list[dict[str, Any]]:
         control=MqttTransport(config, "coordinator-control"),
         bulk=MqttTransport(config, "coordinator-bulk"),
     )
-    try:
-        coordinator.run(threading.Event())
-    finally:
-        for device in devices:
-            device.terminate()
-        for device in devices:
-            device.wait(10)
+
+    def give_up() -> None:
+        stop.set()
+        coordinator.wake()
+
+    with Crew(folder, give_up) as crew:
+        for n in range(DEVICES):
+            crew.start(f"d{n}", "tests.bench_device", str(broker.port), f"d{n}", str(folder / "state"))
+        coordinator.run(stop)
+        crew.check()
+    if coordinator.stopped:
+        raise RuntimeError(coordinator.stopped)
     text = (folder / "run" / "metrics.jsonl").read_text()
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == "round"]
 

@@ -44,6 +44,11 @@ class JtopMonitor:
         self._error = ""
         self._summed: tuple[str, ...] = ()
 
+    @property
+    def pid(self) -> int | None:
+        """The child's, while it is open."""
+        return self._child.pid if self._child else None
+
     def open(self) -> None:
         """Start the child and wait for its first reading. PowerError with jtop's own reason."""
         self.close()
