@@ -3,7 +3,7 @@
 DIR/record.json                        who exists, until when, who was revoked
 DIR/ca/                                ca.pem, ca.key: stay here
 DIR/broker/                            mosquitto.conf, acl, broker.pem and .key, ca.pem, crl.pem: for its host
-DIR/identities/FLEET/IDENTITY/         ca.pem, cert.pem, key.pem: for that party alone
+DIR/identities/FLEET/IDENTITY/         ca.pem, cert.pem, key.pem: for that party alone; no key.pem where a board made it
 DIR/SUMMARY.md                         who may do what
 """
 
@@ -14,7 +14,7 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Any
 from broker_config import acl, settings
 from broker_config.acl import Part, User
 from broker_config.names import COMMON_NAME, check_device, check_fleet
-from broker_config.pki import Authority, Issued
+from broker_config.pki import Authority, Issued, public_key
+from broker_config.requests import Asked, fingerprint
 from broker_config.sizing import Sizes, sizes
 from protocol.topics import check_name
 
@@ -37,7 +38,10 @@ class BadDirectory(ValueError):
 
 @dataclass(frozen=True)
 class Identity:
-    """One certificate's owner. `name` is its common name, `own` its folder and topic level."""
+    """One certificate's owner. `name` is its common name, `own` its folder and topic level.
+
+    `key` is the fingerprint of a key that its owner made and keeps; empty where we made it.
+    """
 
     name: str
     part: Part
@@ -45,6 +49,7 @@ class Identity:
     own: str
     serial: int
     until: datetime
+    key: str = ""
 
     def user(self, site: Iterable[str] = ()) -> User:
         """As the access list sees it."""
@@ -53,11 +58,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Revoked:
-    """A serial that is not accepted any more."""
+    """A serial that is not accepted any more, and the key with it if its owner had made it."""
 
     serial: int
     name: str
     when: datetime
+    key: str = ""
 
 
 @dataclass
@@ -130,6 +136,38 @@ class Directory:
         """A device; its name is unique at this broker."""
         self._add(check_device(name), Part.DEVICE, fleet, name)
 
+    def answer(self, fleet: str, asked: Sequence[Asked]) -> list[Identity]:
+        """Sign boards' requests: devices that keep their own keys. All or none.
+
+        BadDirectory for a name that exists, and for a key that another has or that was revoked.
+        """
+        again = "remove key.pem from /etc/relief/identity and run /opt/relief/firstboot there for a new request"
+        owners = {one.key: one.name for one in self.record.identities.values() if one.key}
+        lost = {one.key for one in self.record.revoked if one.key}
+        names: set[str] = set()
+        for one in asked:
+            name, key = one.device, fingerprint(one.key)
+            if name in self.record.identities:
+                there = self.record.identities[name].fleet
+                todo = f"`relief broker revoke {self.path} {name}` first, if this board is to have the name"
+                raise BadDirectory(f"{name!r} exists already in fleet {there!r}: {todo}")
+            if name in names:
+                raise BadDirectory(f"two requests are for {name!r}: give one of them")
+            if key in lost:
+                raise BadDirectory(f"{name!r} asks with a key that was revoked: {again}")
+            if key in owners:
+                raise BadDirectory(f"{name!r} asks with the key of {owners[key]!r}, as a copied card does: {again}")
+            names.add(name)
+            owners[key] = name
+        now = datetime.now(timezone.utc)
+        return [
+            self._keep(
+                Identity(one.device, Part.DEVICE, fleet, one.device, 0, now, fingerprint(one.key)),
+                self._authority.client(one.device, key=one.key),
+            )
+            for one in asked
+        ]
+
     def add_operator(self, fleet: str, person: str, tool: str) -> None:
         """A person's tool. One identity a tool: two on one certificate would kick each other for ever."""
         name = f"operator-{check_name(person, 'operator')}-{check_name(tool, 'tool')}"
@@ -154,12 +192,20 @@ class Directory:
         return found[0]
 
     def issue(self, identity: Identity) -> Identity:
-        """A new certificate and key for an identity; the old one stays valid until it ends or is revoked."""
-        issued = self._authority.client(identity.name)
-        self._hand_out(identity, issued)
-        now = replace(identity, serial=issued.serial, until=issued.until)
-        self.record.identities[identity.name] = now
-        return now
+        """A new certificate for an identity, for a new key or for the one that its owner keeps.
+
+        The old one stays valid until it ends or is revoked.
+        """
+        own = None
+        if identity.key:
+            try:
+                own = public_key(self.folder(identity) / "cert.pem")
+            except (OSError, ValueError) as error:
+                raise BadDirectory(
+                    f"{identity.name} keeps its own key, and its certificate here cannot be read ({error}): "
+                    "restore it from a copy, or revoke it and have the board make a new request"
+                ) from None
+        return self._keep(identity, self._authority.client(identity.name, key=own))
 
     def passing(self, name: str) -> Issued:
         """A certificate that is used once and kept nowhere (an hour)."""
@@ -168,7 +214,7 @@ class Directory:
     def revoke(self, identity: Identity, *, forget: bool) -> None:
         """Put the certificate on the list of revoked ones; `forget` takes its rights and files as well."""
         now = datetime.now(timezone.utc).replace(microsecond=0)
-        self.record.revoked.append(Revoked(identity.serial, identity.name, now))
+        self.record.revoked.append(Revoked(identity.serial, identity.name, now, identity.key))
         if forget:
             del self.record.identities[identity.name]
             shutil.rmtree(self.folder(identity), ignore_errors=True)
@@ -246,11 +292,16 @@ class Directory:
             raise BadDirectory(f"{name!r} is longer than the {COMMON_NAME} bytes a certificate takes")
         self.issue(Identity(name, part, fleet, own, 0, datetime.now(timezone.utc)))
 
-    def _hand_out(self, identity: Identity, issued: Issued) -> None:
+    def _keep(self, identity: Identity, issued: Issued) -> Identity:
+        """Write the files that its owner gets, and remember it."""
         folder = self.folder(identity)
-        write(folder / "key.pem", issued.key, secret=True)
+        if issued.key:
+            write(folder / "key.pem", issued.key, secret=True)
         write(folder / "cert.pem", issued.cert)
         write(folder / "ca.pem", self._authority.cert)
+        now = replace(identity, serial=issued.serial, until=issued.until)
+        self.record.identities[identity.name] = now
+        return now
 
 
 def write(path: Path, content: bytes, *, secret: bool = False) -> None:

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TypeAlias
 
 try:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as missing:  # pragma: no cover
     raise ImportError("certificates need an extra: pip install 'relief-edge[broker]'") from missing
+
+PublicKey: TypeAlias = "ec.EllipticCurvePublicKey | rsa.RSAPublicKey"
 
 CA_DAYS = 3650
 BROKER_DAYS = 397  # what common verifiers accept of a server
@@ -25,7 +28,7 @@ LEEWAY = timedelta(hours=1)  # boards without a clock battery start in the past
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate and its key, PEM."""
+    """A certificate and its key, PEM; no key where it is the owner's own."""
 
     cert: bytes
     key: bytes
@@ -78,10 +81,12 @@ class Authority:
         """The CA's private key, PEM."""
         return _key_bytes(self._key)
 
-    def client(self, name: str, *, since: datetime | None = None, until: datetime | None = None) -> Issued:
-        """A certificate for the identity `name`."""
+    def client(
+        self, name: str, *, since: datetime | None = None, until: datetime | None = None, key: PublicKey | None = None
+    ) -> Issued:
+        """A certificate for the identity `name`; for the public `key` of its owner, or with a new key."""
         until = until or _now() + timedelta(days=CLIENT_DAYS)
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), since, until)
+        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), since, until, key)
 
     def server(self, hosts: Sequence[str], *, until: datetime | None = None) -> Issued:
         """The broker's certificate, for all names and addresses it is reached by."""
@@ -108,27 +113,30 @@ class Authority:
         hosts: Sequence[x509.GeneralName],
         since: datetime | None,
         until: datetime,
+        theirs: PublicKey | None = None,
     ) -> Issued:
-        key = ec.generate_private_key(ec.SECP256R1())
+        ours = ec.generate_private_key(ec.SECP256R1())
+        public = theirs or ours.public_key()
         until = min(until, self._cert.not_valid_after_utc)
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
             .issuer_name(self._cert.subject)
-            .public_key(key.public_key())
+            .public_key(public)
             .serial_number(x509.random_serial_number())
             .not_valid_before(since or min(_now() - LEEWAY, until - timedelta(seconds=1)))
             .not_valid_after(until)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         cert = builder.sign(self._key, hashes.SHA256())
-        return Issued(cert.public_bytes(serialization.Encoding.PEM), _key_bytes(key), cert.serial_number, until)
+        secret = b"" if theirs else _key_bytes(ours)
+        return Issued(cert.public_bytes(serialization.Encoding.PEM), secret, cert.serial_number, until)
 
 
 def valid_until(path: Path) -> datetime:
@@ -140,6 +148,14 @@ def valid_until(path: Path) -> datetime:
             raise ValueError(f"{path} says no date of its next update")
         return until
     return x509.load_pem_x509_certificate(text).not_valid_after_utc
+
+
+def public_key(path: Path) -> PublicKey:
+    """The key that the certificate in `path` is for. ValueError if it is none that we sign."""
+    key = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
+    if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)):
+        raise ValueError(f"{path} is for a key of another kind")
+    return key
 
 
 def signed_by(path: Path, ca: Path) -> bool:

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
-from broker_config import deployment, names
+from broker_config import deployment, names, requests
 from broker_config.acl import Part
 from broker_config.check import Finding, inspect
-from broker_config.directory import DEFAULT_MODEL, BadDirectory, Directory
+from broker_config.directory import DEFAULT_MODEL, BadDirectory, Directory, write
 from broker_config.launcher import Broker, BrokerFailed
 from broker_config.names import BadNames
 from broker_config.settings import Bridge
@@ -89,11 +89,24 @@ def add(
         list[str] | None, typer.Option(help="An operator: NAME, or NAME-TOOL for one tool; repeatable.")
     ] = None,
     site: Annotated[str | None, typer.Option(help="A site whose broker speaks for --devices here.")] = None,
-) -> None:
-    """Add devices, operators, a site's bridge or a whole fleet to a broker; it takes them without a restart."""
+    csr: Annotated[
+        list[Path] | None,
+        typer.Option(help="A board's signing request, whose common name is the device; repeatable. With --device or "
+                          "--devices, from these alone."),
+    ] = None,
+) -> None:  # fmt: skip
+    """Add devices, operators, a site's bridge or a whole fleet to a broker; it takes them without a restart.
+
+    Example: relief broker add site --fleet ward --csr request.csr --device bed-7
+    """
     with _one_line_errors():
         directory = Directory.open(where)
         wanted = [*(names.devices(devices) if devices else []), *(device or [])]
+        if csr:
+            if site is not None:
+                raise BadDirectory("--csr and --site exclude each other: a site's broker answers for its own boards")
+            _answer(directory, fleet, csr, wanted)
+            return
         if fleet not in directory.record.fleets():
             directory.add_fleet(fleet)
         if site is not None:
@@ -113,6 +126,11 @@ def rotate(where: Where, name: str) -> None:
     with _one_line_errors():
         directory = Directory.open(where)
         identity = directory.find(name)
+        if identity.key:
+            raise BadDirectory(
+                f"{identity.name} made its own key, so only it can make another: `relief broker revoke {where} "
+                f"{identity.name}`, have it make a new request, and `relief broker add --csr`"
+            )
         directory.revoke(identity, forget=False)
         directory.issue(identity)
         if _apply(directory):
@@ -233,6 +251,31 @@ def secure(directory: Directory, port: int | None = None) -> Broker:
         port=number or None,
         configure=lambda port, folder: directory.configuration(port, folder.absolute(), user=directory.runs_as()),
     )
+
+
+def _answer(directory: Directory, fleet: str, files: list[Path], wanted: list[str]) -> None:
+    """Sign boards' requests: all of them, or none if one cannot be signed."""
+    asked = {file: requests.read(file) for file in files}
+    if fleet not in directory.record.fleets():
+        raise BadDirectory(f"no fleet {fleet} here: there are {', '.join(directory.record.fleets())}")
+    for file, one in asked.items():
+        if wanted and one.device not in wanted:
+            raise BadDirectory(f"{file}: asks for the name {one.device!r}, expected was {', '.join(wanted)}")
+    if lacking := sorted(set(wanted) - {one.device for one in asked.values()}):
+        raise BadDirectory(f"no request is from {', '.join(lacking)}: add them without --csr, or give their requests")
+    made = directory.answer(fleet, list(asked.values()))
+    _apply(directory)
+    for file, identity in zip(asked, made, strict=True):
+        cert, beside = directory.folder(identity) / "cert.pem", file.with_name(f"{identity.name}.cert.pem")
+        try:
+            write(beside, cert.read_bytes())
+        except OSError as error:
+            typer.echo(f"{beside}: cannot be written: {error.strerror}", err=True)
+            beside = cert
+        typer.echo(
+            f"{identity.name}: signed until {identity.until:%Y-%m-%d}; "
+            f"copy {beside} to the board as /etc/relief/identity/cert.pem"
+        )
 
 
 def _operator(directory: Directory, fleet: str, who: str) -> None:

@@ -20,6 +20,8 @@ def device_files(config: Path, device: str, *, credentials: bool) -> dict[str, b
     """
     found = settings(config, device)
     broker = found.broker.of(device)
+    if found.broker.identities is not None and not credentials:
+        broker = broker.model_copy(update={"ca": _ca(found.broker.identities, device)})
     plain = _plain(found)
     files: dict[str, bytes] = {"name": f"{device}\n".encode()}
     if broker.password is not None and not credentials:
@@ -49,6 +51,12 @@ def _plain(found: Settings) -> dict[str, Any]:
         "broker": found.broker.model_dump(exclude_defaults=True),
         "device": found.device.model_dump(exclude_defaults=True),
     }
+
+
+def _ca(identities: Path, device: str) -> Path:
+    """The broker's CA: all identities have the same, and a device whose key is still to be made has no folder yet."""
+    own = identities / device / "ca.pem"
+    return own if own.exists() else min(identities.glob("*/ca.pem"), default=own)
 
 
 def _read(path: Path) -> bytes:
