@@ -24,6 +24,7 @@ from protocol.connection import connection
 from protocol.errors import ProtocolError
 from protocol.tls import decoded
 from protocol.transport import Connected, Event, Lost, Stopped
+from protocol.waiting import take
 from sensors.locate import find as find_recordings
 from sensors.recording import DataError
 
@@ -146,7 +147,7 @@ def _reached(settings: Settings, where: str) -> Result:
     link = connection(settings.broker, settings.device.id)
     try:
         link.open(events.put)
-        event = events.get(timeout=PATIENCE)
+        event = take(events, PATIENCE)
     except queue.Empty:
         return Result(
             "broker", Level.FAIL, f"{where} did not answer within {PATIENCE:g} s", "is it the right host and port?"

@@ -109,11 +109,13 @@ class SyntheticCoordinator:
         elif isinstance(event, Received):
             request = decode(Request, event.payload)
             self.asked.append(request)
-            self._obey(request)
-            self._transport.publish(self.topics.reply(request.operator), Reply(id=request.id, ok=True).encode())
+            reason = self._obey(request)
+            reply = Reply(id=request.id, ok=not reason, reason=reason)
+            self._transport.publish(self.topics.reply(request.operator), reply.encode())
             self.say()
 
-    def _obey(self, request: Request) -> None:
+    def _obey(self, request: Request) -> str:
+        """Do what is asked; why not, where that is so."""
         if request.kind == "order":
             for name in request.args["devices"]:
                 report = Report(id=request.id, kind=request.args["order"], ok=True, values={"versions": 3})
@@ -121,9 +123,12 @@ class SyntheticCoordinator:
         device = self.fleet.devices.get(str(request.args.get("device", "")))
         if request.kind in ("pause", "resume"):
             self.fleet.paused = request.kind == "pause"
-        elif device is not None:
+        elif request.kind in ("quarantine", "release"):
+            if device is None:
+                return f"no device {request.args.get('device')!r} has reported"
             device["state"] = "quarantined" if request.kind == "quarantine" else "ready"
             device["why"] = str(request.args.get("reason", ""))
+        return ""
 
     def say(self) -> None:
         """Publish the summary."""

@@ -23,6 +23,7 @@ from protocol.messages import Status, decode
 from protocol.mqtt import MqttTransport
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Stopped, Transport
+from protocol.waiting import take
 
 PATIENCE = 5.0  # seconds for the broker to do what it was asked
 SILENCE = 0.5  # seconds without another retained message: that was all
@@ -121,7 +122,7 @@ def _retained(events: queue.SimpleQueue[Event]) -> Iterator[Received]:
     """What the broker had retained, until it has been silent for a while."""
     while True:
         try:
-            event = events.get(timeout=SILENCE)
+            event = take(events, SILENCE)
         except queue.Empty:
             return
         if isinstance(event, Stopped):
@@ -220,7 +221,7 @@ def _connect(transport: Transport) -> queue.SimpleQueue[Event]:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     transport.open(events.put)
     try:
-        event = events.get(timeout=PATIENCE)
+        event = take(events, PATIENCE)
     except queue.Empty:
         raise NotRunning(f"the broker did not answer within {PATIENCE:g} s") from None
     if not isinstance(event, Connected):

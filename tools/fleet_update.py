@@ -23,6 +23,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import PROTOCOL, Reply, Report, Request, Status, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Stopped, Transport
+from protocol.waiting import take
 from tools.flash import one_line_errors
 
 PIECE = 1 << 18
@@ -141,7 +142,7 @@ class Rollout:
         end = time.monotonic() + patience
         while not done() and (left := end - time.monotonic()) > 0:
             try:
-                self._hear(self._inbox.get(timeout=left))
+                self._hear(take(self._inbox, left))
             except queue.Empty:
                 return
 

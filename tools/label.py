@@ -16,6 +16,7 @@ from protocol.connection import connection
 from protocol.messages import Label
 from protocol.topics import Topics, check_name
 from protocol.transport import Connected, Event, Stopped
+from protocol.waiting import take
 from tools.configuration import dataset, read
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h)?\Z")
@@ -73,7 +74,7 @@ def send(broker: BrokerConfig, fleet: str, device: str, message: Label, operator
     try:
         while (left := end - time.monotonic()) > 0:
             try:
-                event = inbox.get(timeout=left)
+                event = take(inbox, left)
             except queue.Empty:
                 break
             if isinstance(event, Connected):

@@ -17,6 +17,7 @@ from protocol.config import BrokerConfig, Party, load
 from protocol.errors import Congested, Unavailable
 from protocol.topics import check_name
 from protocol.transport import Connected, Event, Lost, Stopped, Transport
+from protocol.waiting import take
 from sensors.locate import NAMES, find
 from sensors.replay import ReplaySource
 from sensors.wire import ABOUT, about, encode
@@ -86,7 +87,7 @@ def wait_for(events: queue.SimpleQueue[Event], where: str, seconds: float) -> No
     until, reason = time.monotonic() + seconds, "no answer"
     while (left := until - time.monotonic()) > 0:
         try:
-            event = events.get(timeout=left)
+            event = take(events, left)
         except queue.Empty:
             break
         if isinstance(event, Connected):

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from tools.dashboard.guard import is_loopback
-from tools.fleet import Config, Name, _where
+from tools.steering import Config, Name, Operator, fleet_of
 
 MISSING = 'the page needs the extra "dashboard": pip install "relief-edge[dashboard]"'
 
@@ -30,7 +30,7 @@ def dashboard(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on; 0: a free one.", min=0, max=65535)] = 8088,
     control: Annotated[bool, typer.Option(help="May pause, resume, label and quarantine.")] = False,
-    operator: Annotated[str, typer.Option(help="Name of this operator; one identity per tool.")] = "operator",
+    operator: Operator = "operator",
     password_file: Annotated[
         Path | None, typer.Option(help="File with the password; else RELIEF_DASHBOARD_PASSWORD.")
     ] = None,
@@ -53,16 +53,15 @@ def dashboard(
         raise ValueError("--tls-cert and --tls-key go together: set both or neither")
     if not is_loopback(host) and tls_cert is None:
         typer.echo("Without --tls-cert and --tls-key the password travels in the clear on this network.", err=True)
-    name, broker = _where(config, broker_host, broker_port, fleet)
+    shown = fleet_of(config, broker_host, broker_port, fleet, operator)
     with _listening(host, port) as listener:
-        from protocol.connection import connection
         from tools.dashboard.feed import Feed
         from tools.dashboard.serve import serve
 
-        feed = Feed(name, connection(broker, f"operator-{operator}-dashboard"), rights=control)
-        shown = listener.getsockname()
-        where = f"{'https' if tls_cert else 'http'}://{'localhost' if is_loopback(host) else host}:{shown[1]}/"
-        typer.echo(f"Fleet {name}: {where}" + ("" if control else " (read only; --control to steer)"))
+        feed = Feed(shown.name, shown.connection("dashboard"), rights=control)
+        scheme, name = "https" if tls_cert else "http", "localhost" if is_loopback(host) else host
+        where = f"{scheme}://{name}:{listener.getsockname()[1]}/"
+        typer.echo(f"Fleet {shown.name}: {where}" + ("" if control else " (read only; --control to steer)"))
         tls = (str(tls_cert), str(tls_key)) if tls_cert else None
         with tempfile.TemporaryDirectory(prefix="relief-dashboard-") as private:
             os.environ["NICEGUI_STORAGE_PATH"] = private  # read when nicegui is imported

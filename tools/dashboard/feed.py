@@ -14,6 +14,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import CoordinatorState, Label, Reply, Report, Request, RoundSummary, Telemetry, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Lost, Received, Stopped, Transport
+from protocol.waiting import take
 from tools.dashboard.board import Board
 
 log = logging.getLogger("relief.dashboard")
@@ -103,7 +104,7 @@ class Feed:
     def _batch(self) -> list[Event] | None:
         """What arrived, after waiting for the first and then BATCH for more; None at the end."""
         try:
-            first = self._inbox.get(timeout=1.0)
+            first = take(self._inbox, 1.0)
         except queue.Empty:
             return []
         if first is None:
