@@ -58,6 +58,11 @@ def test_an_experiment_resumes_tunes_alike_and_leaves_a_tidy_table(tmp_path: Pat
     trials = [json.loads(f.read_text()) for f in (tmp_path / "out" / "cells").glob("*-s100-*.json")]
     assert sorted(t["rate"] for t in trials if t["method"] == "relief") == [0.02, 0.1]
     assert all(t["tuning"] for t in trials)
+    assert "tuning 1 learning rates takes 2 runs: 1 x 2 rates x 1 folds, test windows unseen" in said
+    assert json.loads((tmp_path / "out" / "tuning.json").read_text())["scores"].keys() == {"relief/full"}
+    # A trial is as long as the method's own runs: half of the reference's clock.
+    seconds = {t["method"]: t["points"][-1]["seconds"] for t in trials}
+    assert seconds["relief"] == pytest.approx(seconds["fedavg"] / 2, rel=0.6)
     assert any("left" in line for line in said)
 
     rows = list(csv.DictReader((tmp_path / "out" / "points.csv").read_text().splitlines()))
@@ -74,3 +79,26 @@ def test_an_experiment_resumes_tunes_alike_and_leaves_a_tidy_table(tmp_path: Pat
     assert [line for line in said if "runs to do" in line] == ["methods: 1 runs to do, 0 are there"]
     again = json.loads(lost.read_text())
     assert again["points"] == before["points"]
+
+
+def test_a_run_that_fails_costs_only_itself(tmp_path: Path) -> None:
+    fleet = tmp_path / "tiny.toml"
+    fleet.write_text(FLEET)
+    rates = {"full": 0.05}
+    plan = Experiment(
+        name="x",
+        fleets=[str(fleet)],
+        folds=[0],
+        seeds=[0, 1],
+        rounds={"full": 2},
+        epochs=0.1,
+        model=Sizes(widths=[3], fusion=6, bins=2),
+        methods={
+            "fedavg": Method(strategy="fedavg", learning_rate=rates),
+            "broken": Method(strategy="relief", learning_rate=rates, options={"speling": 1.0}),
+            "relief": Method(strategy="relief", learning_rate=rates, deadline="fastest", until=0.5),
+        },
+    )
+    with pytest.raises(RuntimeError, match=r"2 of 4 runs failed, first .*broken.*no option speling"):
+        Lab(plan, tmp_path / "out", workers=2, say=lambda line: None).run()
+    assert len(list((tmp_path / "out" / "cells").glob("*-relief-*.json"))) == 2

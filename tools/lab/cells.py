@@ -25,7 +25,7 @@ Start = tuple[World, Engine, Mapping[str, Vector], Mapping[str, Vector]]
 
 def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """Run the cell; plain values ready for JSON. The same cell gives the same values."""
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     method = experiment.methods[cell.method]
     where, engine, blocks, frozen = prepared(experiment.model_dump_json(), cell)
     chosen = made(method, where, experiment, cell)
@@ -51,6 +51,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "tuning": cell.tuning,
         "rare": where.judges["test"].rare,
         "wall": time.perf_counter() - began,
+        "cpu": time.process_time() - cpu,
         "points": [plain(point) for point in points],
     }
 

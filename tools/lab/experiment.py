@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from models.spec import Mode
 from tools.lab.cells import run_cell
-from tools.lab.plan import Cell, Experiment
+from tools.lab.plan import Cell, Experiment, Tuning
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -63,7 +64,10 @@ class Lab:
     # -- learning rates ----------------------------------------------------------------------------
 
     def tuned(self) -> dict[str, float]:
-        """method/mode -> learning rate: fixed in the file, or the best of the same trials on validation."""
+        """method/mode -> learning rate: fixed in the file, or the best of the same trials on validation.
+
+        Every method tries the same rates on the same folds by the same seed, each trial as long as its reported runs.
+        """
         e, tuning = self.experiment, self.experiment.tuning
         rates = {f"{m}/{mode}": r for m, method in e.methods.items() for mode, r in method.learning_rate.items()}
         open_ = [(m, mode) for m in e.methods for mode in e.modes if f"{m}/{mode.value}" not in rates]
@@ -75,27 +79,40 @@ class Lab:
             if at is mode
             for rate in tuning.rates
         ]
-        # Every trial of every method ends at the same simulated time: the reference's at its full length.
+        if trials:
+            self.say(f"tuning {len(open_)} learning rates takes {len(trials)} runs: {_product(tuning, len(open_))}")
         clocks = self._trial_clocks([mode for mode in e.modes if any(t.mode is mode for t in trials)])
-        timed = [t if t.method == e.reference else replace(t, clock=clocks[t.mode, t.fold]) for t in trials]
+        timed = [
+            t if t.method == e.reference else replace(t, clock=e.methods[t.method].until * clocks[t.mode, t.fold])
+            for t in trials
+        ]
         found = self.finish(timed, "tuning")
+        record: dict[str, Any] = {
+            "runs": len(trials),
+            "cpu_seconds": sum(r.get("cpu", r["wall"]) for r in found),
+            "scores": {},
+        }
         for m, mode in open_:
             scores = {rate: _score(found, m, mode, rate) for rate in tuning.rates}
             rates[f"{m}/{mode.value}"] = max(scores, key=lambda rate: scores[rate])
-            self.say(f"learning rate of {m} in {mode.value}: {rates[f'{m}/{mode.value}']} of {scores}")
+            record["scores"][f"{m}/{mode.value}"] = {str(rate): score for rate, score in scores.items()}
+            tried = ", ".join(f"{rate:g}: {score:.3f}" for rate, score in scores.items())
+            self.say(f"learning rate of {m} in {mode.value}: {rates[f'{m}/{mode.value}']:g} of {tried}")
+        (self.folder / "tuning.json").write_text(json.dumps(record, indent=1))
         (self.folder / "rates.json").write_text(json.dumps(rates, indent=1))
         return rates
 
     def _trial_clocks(self, modes: Iterable[Mode]) -> dict[tuple[Mode, int], float]:
+        """How long the reference's trials last in simulated seconds, whatever its learning rate."""
         e = self.experiment
+        rate = e.methods[e.reference].learning_rate
         cells = [
-            Cell(e.reference, e.fleets[0], mode, fold, e.tuning.seed, e.tuning.rates[0], tuning=True)
+            Cell(e.reference, e.fleets[0], mode, fold, e.tuning.seed, rate.get(mode.value, e.tuning.rates[0]), True)
             for mode in modes
             for fold in e.tuning.folds
         ]
         done = self.finish(cells, "reference trials")
-        part = min((method.until for method in e.methods.values() if method.until), default=1.0)
-        return {(Mode(r["mode"]), r["fold"]): part * r["points"][-1]["seconds"] for r in done}
+        return {(Mode(r["mode"]), r["fold"]): r["points"][-1]["seconds"] for r in done}
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -120,18 +137,34 @@ class Lab:
         return self.folder / "cells" / f"{cell.key(self.experiment)}.json"
 
     def _each(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
+        """Results as they come. A cell that fails leaves the others to be finished first, then its error is raised."""
         if self.engine == "ray":
             from tools.lab.on_ray import run_on_ray
 
             yield from run_on_ray(self.experiment, cells)
-        elif self.workers == 1 or len(cells) < 2:
-            for cell in cells:
-                yield cell, run_cell(self.experiment, cell)
-        else:
-            with ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=one_thread) as pool:
-                waiting = {pool.submit(run_cell, self.experiment, cell): cell for cell in cells}
+            return
+        if self.workers == 1:
+            with _one_thread():
+                for cell in cells:
+                    yield cell, run_cell(self.experiment, cell)
+            return
+        if not cells:
+            return
+        failed: list[tuple[Cell, BaseException]] = []
+        with _one_thread_each(), ProcessPoolExecutor(min(self.workers, len(cells)), get_context("spawn")) as pool:
+            waiting = {pool.submit(run_cell, self.experiment, cell): cell for cell in cells}
+            try:
                 for future in as_completed(waiting):
-                    yield waiting[future], future.result()
+                    error = future.exception()
+                    if error is None:
+                        yield waiting[future], future.result()
+                    else:
+                        failed.append((waiting[future], error))
+            finally:  # interrupted: what is not begun never begins, what is finished is on disk
+                pool.shutdown(wait=False, cancel_futures=True)
+        if failed:
+            first, error = failed[0]
+            raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed, first {first}: {error!r}") from error
 
     def tidy(self, results: Iterable[Result]) -> Path:
         """One row per evaluation of every run, as CSV."""
@@ -146,11 +179,37 @@ class Lab:
         return path
 
 
-def one_thread() -> None:
-    """A worker leaves the other cores to the other workers."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """This process computes on one thread meanwhile, as those of a pool do."""
     import torch
 
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that start meanwhile compute on one thread: the other cores belong to the other processes."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _product(tuning: Tuning, open_: int) -> str:
+    return f"{open_} x {len(tuning.rates)} rates x {len(tuning.folds)} folds, test windows unseen"
 
 
 def _score(found: Sequence[Result], method: str, mode: Mode, rate: float) -> float:

@@ -66,6 +66,7 @@ def _section(e: Experiment, curves: Sequence[Curve], fleet: str, mode: str, fold
     yield f"## {fleet} fleet, {mode}"
     yield ""
     yield f"Folds {folds}, seeds {seeds}; target: the final score (last three evaluations) of {_title(e, e.reference)}."
+    yield from _tuned(e, folder, mode)
     yield ""
     yield (
         "| method | lr | per round | rounds, held-out | time, held-out | time, in-subject | joules, held-out "
@@ -117,6 +118,20 @@ def _section(e: Experiment, curves: Sequence[Curve], fleet: str, mode: str, fold
         yield f"RELIEF against {_title(e, other)}, to the latter's own final score: in time, held-out "
         yield f"{_times(c, 'seconds/held_out')}, in-subject {_times(c, 'seconds/in_subject')}; in energy with idle,"
         yield f"held-out {_times(c, 'joules_idle/held_out')}."
+
+
+def _tuned(e: Experiment, folder: Path, mode: str) -> Iterator[str]:
+    """How the learning rates that the file leaves open were found, and at what cost."""
+    path = folder / "tuning.json"
+    record = json.loads(path.read_text()) if path.is_file() else {"scores": {}}
+    open_ = [m for m in e.methods if f"{m}/{mode}" in record["scores"]]
+    if open_:
+        t = e.tuning
+        yield (
+            f"Learning rates of {len(open_)} methods were chosen among {t.rates} on validation (folds {t.folds}, seed "
+            f"{t.seed}), each trial as long as the method's runs here: {len(open_) * len(t.rates) * len(t.folds)} "
+            f"runs, {record['cpu_seconds'] / 3600:.1f} CPU hours for all modes together."
+        )
 
 
 def _headline(e: Experiment, curves: Sequence[Curve], fleet: str, mode: str) -> list[str]:
