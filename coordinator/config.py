@@ -35,7 +35,7 @@ class TrainingConfig(Section):
 class CoordinatorConfig(Section):
     """Rounds, strategy and where the run's record is kept.
 
-    deadline   "none", "fastest", a quantile below 1, or seconds
+    deadline   "none", "fastest", "learned", a quantile below 1, or seconds
     joules     allowance per device and round, 0: none;  bytes  likewise for the uplink
     robust     how a cohort's updates become one, where a share of `hostile` devices is to be withstood
     norm_bound updates longer than so many times the cohort's median are refused; 0: none are

@@ -234,6 +234,7 @@ class Ledger:
         at.blocks.update(done.blocks)
         at.versions.update({block: int(v) for block, v in header["versions"].items()})
         strategy.observe(int(header["round"]), done.seen)
+        strategy.heard(int(header["round"]), sorted(used, key=lambda head: head.device))
         at.done = {head.device: head for head in used}
         at.epoch, at.round = int(header["epoch"]), int(header["round"]) + 1
         at.assignments, at.stored = {}, {}

@@ -280,6 +280,7 @@ class Rounds:
             return
         self.versions.update(event.versions)
         self.strategy.observe(self.round, event.seen)
+        self.strategy.heard(self.round, [self.stored[d] for d in sorted(self.stored)])
         self.done, self.stored, self.assignments = self.stored, {}, {}
         self.round += 1
         self.phase = Phase.GATHERING

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.aggregation import Contribution
 from coordinator.commit import fold_round
 from coordinator.events import Open, UpdateHead
-from coordinator.ledger import CannotResume, Ledger
+from coordinator.ledger import CannotResume, Ledger, Resumed
 from coordinator.strategies.base import Settings
+from coordinator.strategies.momentum import ReliefMomentum
 from coordinator.strategies.relief import CohortSteps
 from models.partition import Vector, initial, partition
 from protocol.messages import Assignment, BlockWork, Tensor, Update
@@ -133,3 +135,30 @@ def test_a_round_of_a_thousand_devices_is_resumed_in_less_than_two_seconds(tmp_p
     assert len(at.stored) == 1000 and at.round == 1 and size > 40_000
     assert took < 2.0
     again.close()
+
+
+def test_what_devices_said_of_replayed_rounds_is_heard_again(tmp_path: Path) -> None:
+    committed(tmp_path, 3)
+    ledger = Ledger(tmp_path, SPEC)
+    method = CohortSteps(SPEC, Settings(deadline="learned"))
+    ledger.resume(method, initial(SPEC)[0])
+    assert method.pacing is not None and len(method.pacing.stay) == 3
+    ledger.close()
+
+
+def test_momentum_is_in_the_checkpoint(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, SPEC)
+    blocks = initial(SPEC)[0]
+    method = ReliefMomentum(SPEC, Settings())
+    heads = [UpdateHead.of(update_of("a", 1))]
+    vectors = {name: np.ones(v.size, np.float32) for name, v in blocks.items()}
+    done = fold_round(method, blocks, dict.fromkeys(blocks, 0), heads, lambda head, block: vectors[block])
+    at = Resumed(True, 1, 2, done.blocks, done.versions)
+    assert ledger.checkpoint(at, method, initial(SPEC)[1], force=True)
+    again = ReliefMomentum(SPEC, Settings())
+    ledger.resume(again, blocks)
+    base = np.zeros(vectors["shared"].size, np.float32)
+    folded = again.fold("shared", base.size, [Contribution("a", 1, 1.0, base)], 1)
+    assert folded is not None
+    np.testing.assert_allclose(again.apply("shared", base, folded), 0.8 * 0.8)
+    ledger.close()

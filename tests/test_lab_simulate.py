@@ -131,6 +131,14 @@ def test_a_deadline_is_kept_by_every_device_that_masked_fedavg_keeps_waiting(pla
     assert cut.points[-1].seconds < 0.5 * whole.points[-1].seconds
 
 
+def test_a_learned_deadline_tries_other_lengths_and_keeps_within_them(place: World) -> None:
+    settings = Settings(epochs=2, deadline="learned", local=Local(batch=8))
+    made = run(place, "cohort-steps", rounds=24, settings=settings)
+    lengths = np.diff([0.0, *(p.seconds for p in made.points)])
+    assert made.strategy.pacing is not None and len(made.strategy.pacing.brought) == 2
+    assert lengths[:4].max() > 1.2 * lengths[4:12].min(), "the second stay is a shorter one"
+
+
 def test_blocks_are_fetched_once_and_again_only_when_they_have_changed(place: World) -> None:
     made = run(place, "cohort-only", rounds=2)
     per_round = sum(made.costs[b].bytes for d in place.devices for b in (*d.owned, SHARED))

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from coordinator.aggregation import Contribution, Divergence, Folded, Weighting, fold
+from coordinator.events import UpdateHead
+from coordinator.pacing import LearnedDeadline
 from coordinator.robust import Robust
 from coordinator.work import Budget, Member, Work, work
 from models.local import Local
@@ -25,8 +27,8 @@ class Settings:
     """What all methods have in common in a comparison.
 
     epochs     local epochs of a full round
-    deadline   "none", "fastest" (the fastest device's full round), a quantile below 1 of the devices' full rounds, or
-               seconds from 1 on
+    deadline   "none", "fastest" (the fastest device's full round), "learned" (coordinator.pacing), a quantile below 1
+               of the devices' full rounds, or seconds from 1 on
     joules     allowance per device and round; 0: none
     bytes      uplink allowance per device and round; 0: none
     robust     how a cohort's updates become one where some devices may be hostile; None: the method's own mean
@@ -61,6 +63,7 @@ class Strategy:
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         self.spec, self.settings = spec, settings
+        self.pacing = LearnedDeadline() if settings.deadline == "learned" else None
 
     # -- the verbs -------------------------------------------------------------------------------
 
@@ -79,16 +82,28 @@ class Strategy:
     def observe(self, round: int, seen: Mapping[str, tuple[Divergence, float]]) -> None:
         """What the round showed: block -> (divergence, norm of its weights), trained blocks only."""
 
+    def heard(self, round: int, heads: Sequence[UpdateHead]) -> None:
+        """What the round's devices said of it, in device order: a learned deadline learns from their times and losses.
+
+        The round counts as long as its slowest device needed by its own stopwatch, so that a replay learns the same.
+        """
+        if self.pacing and heads:
+            samples = sum(h.samples for h in heads)
+            loss = sum(h.loss * h.samples for h in heads) / max(samples, 1)
+            self.pacing.heard(max(h.seconds for h in heads), loss)
+
     def divergence(self) -> dict[str, float]:
         """Smoothed divergence per block, for the display; empty where the method keeps none."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What must survive a restart, as plain values."""
-        return {}
+        """What must survive a restart, as values that JSON takes."""
+        return {"pacing": self.pacing.state()} if self.pacing else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`."""
+        if self.pacing and "pacing" in state:
+            self.pacing = LearnedDeadline.restored(state["pacing"])
 
     # -- what many methods need --------------------------------------------------------------------
 
@@ -116,6 +131,8 @@ class Strategy:
         if wanted == "none" or not members:
             return float("inf")
         full = [self.full_seconds(m) for m in members]
+        if self.pacing:
+            return self.pacing.deadline(min(full), max(full))
         if wanted == "fastest":
             return min(full)
         number = float(wanted)

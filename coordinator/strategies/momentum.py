@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -33,12 +34,12 @@ class ServerMomentum(Strategy):
         return (base + folded.delta + self.beta * velocity).astype(base.dtype)
 
     def state(self) -> dict[str, Any]:
-        kept = {block: v.astype("<f8").tobytes() for block, v in self._velocity.items()}
+        kept = {block: b64encode(v.astype("<f8").tobytes()).decode() for block, v in self._velocity.items()}
         return {**super().state(), "velocity": kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
-        self._velocity = {block: np.frombuffer(raw, "<f8") for block, raw in state["velocity"].items()}
+        self._velocity = {block: np.frombuffer(b64decode(text), "<f8") for block, text in state["velocity"].items()}
 
 
 class ReliefMomentum(ServerMomentum, Relief):

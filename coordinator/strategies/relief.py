@@ -62,9 +62,10 @@ class Relief(Strategy):
         return self.beliefs.divergence()
 
     def state(self) -> dict[str, Any]:
-        return self.beliefs.state()
+        return {**super().state(), **self.beliefs.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
         self.beliefs.restore(state)
 
 

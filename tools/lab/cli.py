@@ -19,7 +19,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
     dropout: Annotated[float, typer.Option(help="Modality dropout in local steps.")] = 0.0,
-    deadline: Annotated[str, typer.Option(help="none, fastest, a quantile below 1, or seconds.")] = "fastest",
+    deadline: Annotated[str, typer.Option(help="none, fastest, learned, a quantile below 1, or seconds.")] = "fastest",
     every: Annotated[int, typer.Option(min=1, help="Rounds between two evaluations.")] = 5,
 ) -> None:
     """One simulated run in virtual time: the coordinator's own core and strategies, devices trained all at once.
