@@ -62,7 +62,7 @@ def test_the_coordinators_summary_has_the_brokers_numbers(tmp_path: Path) -> Non
         stop = threading.Event()
         thread = threading.Thread(target=coordinator.run, args=(stop,))
         thread.start()
-        assert eventually(lambda: coordinator.broker.values().get("clients_connected", 0) == 2)
+        assert eventually(lambda: coordinator.inlet.broker.values().get("clients_connected", 0) == 2)
         stop.set()
         coordinator.wake()
         thread.join(10)

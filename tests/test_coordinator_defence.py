@@ -178,4 +178,25 @@ def test_a_device_that_sends_anothers_update_neither_takes_it_away_nor_ends_the_
         life._inbox.put(("bulk", Received(topic, chunk.encode())))
     life._step()
     assert {d: head.id for d, head in life.core.stored.items()} == {"good": mine.id}
-    assert life.counts["device"] == 1
+    assert life.refusals.counts["device"] == 1
+
+
+def test_an_update_whose_content_changes_while_it_waits_for_the_disk_counts_as_it_came_first(
+    coordinator: tuple[Coordinator, Callable[..., None]],
+) -> None:
+    """The same id three times in one batch: whole, with other blocks, and broken. None of it ends the coordinator."""
+    life, hears = coordinator
+    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
+    for device in ("bad", "good"):
+        hears(device, "status", birth.encode(), 0.0)
+    a = life.core.assignments["bad"]
+    first = an_update("bad", 1.0, assignment=a.id).model_copy(update={"epoch": a.epoch, "round": a.round})
+    fewer = first.model_copy(update={"blocks": {}})
+    broken = an_update("bad", 1.0, assignment=a.id, bad=True)
+    for n, update in enumerate((first, fewer, broken)):
+        (chunk,) = split(f"u{n}", update.encode())
+        life._inbox.put(("bulk", Received(life.topics.device("bad", "update"), chunk.encode())))
+    life._step()
+    stored = life.core.stored["bad"]
+    assert set(stored.blocks) == set(first.blocks)
+    assert all(life.ledger.delta(stored, block).size == life.inlet.cut.size(block) for block in stored.blocks)

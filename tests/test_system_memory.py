@@ -159,7 +159,7 @@ def test_an_update_of_garbage_is_refused_counted_and_changes_nothing(tmp_path: P
         run.wake()
         thread.join(20)
     stranger.close()
-    assert sum(run.counts.values()) == 6
+    assert sum(run.refusals.counts.values()) == 6
     assert "x" not in run.core.registry.devices
 
 

@@ -6,4 +6,4 @@ OLD = """\
             self._outgoing.append(action)"""
 NEW = """\
         else:
-            self._speak(action)"""
+            self._speaker.speak(action)"""

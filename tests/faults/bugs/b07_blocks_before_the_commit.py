@@ -4,4 +4,4 @@ MODULE = "coordinator.service"
 OLD = """\
 self._outgoing += list(done.blocks)"""
 NEW = """\
-[self._publish_block(name) for name in done.blocks]"""
+[self._speaker.block(name) for name in done.blocks]"""

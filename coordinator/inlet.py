@@ -1,0 +1,122 @@
+"""What arrives at the coordinator: messages are decoded, checked at the edge, and become events of the round core.
+
+Nothing that a device or an operator sends gets past here unless it has the right form; what has not is refused and
+counted, and ends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coordinator.defence import Defence
+from coordinator.events import Acknowledge, Declined, Event, StatusArrived, UpdateArrived, UpdateHead, Wish
+from coordinator.intake import check
+from coordinator.orders import passed_on
+from coordinator.refusals import OPERATOR
+from coordinator.rounds import Rounds
+from coordinator.speaker import Speaker
+from models.partition import Partition
+from protocol import broker_metrics
+from protocol.chunks import Reassembly
+from protocol.errors import ProtocolError
+from protocol.messages import Chunk, Reply, Report, Request, Status, Update, decode
+from protocol.topics import Topics
+from protocol.transport import Received
+
+WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask for
+
+
+class Inlet:
+    """Takes messages, gives events to `feed`. The tensors of updates wait here until they are journalled.
+
+    `core` is only looked at: who was asked for what, and who is there.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        cut: Partition,
+        core: Rounds,
+        defence: Defence,
+        speaker: Speaker,
+        feed: Callable[[Event], None],
+    ) -> None:
+        self._topics, self.cut, self._core, self._defence = topics, cut, core, defence
+        self._speaker, self._feed = speaker, feed
+        self._reassembly: dict[str, Reassembly] = {}
+        self._waiting: dict[str, Update] = {}  # id, which names its device -> taken by the core, not yet journalled
+        self.broker = broker_metrics.BrokerMetrics()
+        self.bytes_up = 0
+
+    @property
+    def control(self) -> tuple[str, ...]:
+        """Topics to hear on the control connection."""
+        device = self._topics.device
+        return device("+", "status"), device("+", "report"), self._topics.coordinator("request")
+
+    @property
+    def bulk(self) -> tuple[str, ...]:
+        """Topics to hear on the bulk connection."""
+        return (self._topics.device("+", "update"),)
+
+    def received(self, event: Received) -> None:
+        """Take one message, whatever it is."""
+        if self.broker.take(event.topic, event.payload):
+            return
+        levels = self._topics.parse(event.topic)
+        if levels is None or not event.payload:
+            return
+        who = levels[1] if levels[0] == "device" else OPERATOR
+        try:
+            if levels[0] == "device" and len(levels) == 3:
+                self._from_device(who, levels[2], event.payload)
+            elif levels == ("coordinator", "request"):
+                self._request(decode(Request, event.payload))
+        except ProtocolError as error:
+            self._speaker.refusals.refuse(who, f"{levels[-1]} refused: {error}")
+
+    def _from_device(self, device: str, leaf: str, payload: bytes) -> None:
+        if leaf == "status":
+            self._feed(StatusArrived(device, decode(Status, payload)))
+        elif leaf == "update":
+            self.bytes_up += len(payload)
+            limit = 16 * sum(self.cut.size(block) for block in self.cut.blocks) + 65536
+            parts = self._reassembly.setdefault(device, Reassembly(max_bytes=limit))
+            whole = parts.add(decode(Chunk, payload))
+            if whole is not None:
+                self._update(device, decode(Update, whole))
+        elif leaf == "report":
+            report = decode(Report, payload)
+            if report.kind == "declined":
+                self._feed(Declined(device, report.id, report.reason))
+
+    def _update(self, device: str, update: Update) -> None:
+        assignment = self._core.assignments.get(device)
+        asked = assignment is not None and assignment.id == update.assignment
+        reason = check(update, device, self.cut) or self._defence.judge(update, asked=asked)
+        if reason:
+            self._speaker.answer(Acknowledge(device, update.id, False, reason))
+            return
+        if update.id in self._core.storing:
+            return  # answered once it is on disk, and with the content that came first
+        self._waiting[update.id] = update
+        self._feed(UpdateArrived(UpdateHead.of(update)))
+        if update.id not in self._core.storing:
+            del self._waiting[update.id]
+
+    def tensors(self, update: str) -> Update:
+        """Hand over the update of this id that the core wants stored."""
+        return self._waiting.pop(update)
+
+    def _request(self, request: Request) -> None:
+        if request.kind == "order":
+            orders, told = passed_on(request, self._core.registry.devices)
+            self._speaker.orders(orders)
+            self._speaker.reply(request.operator, told)
+            return
+        reply = Reply(id=request.id, ok=request.kind in WISHES)
+        if reply.ok:
+            self._feed(Wish(request.kind, str(request.args.get("device", "")), str(request.args.get("reason", ""))))
+        else:
+            reply = reply.model_copy(update={"reason": f"{request.kind}: not possible with this coordinator"})
+        self._speaker.reply(request.operator, reply)

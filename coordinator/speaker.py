@@ -1,0 +1,148 @@
+"""What the coordinator says: assignments, answers, blocks and the summary, once what they rest upon is on disk.
+
+What the broker cannot take now is made good later, by a repeat of all that is retained or by the devices' own repeats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any
+
+from coordinator.defence import Defence
+from coordinator.events import Acknowledge, Action, Send
+from coordinator.publisher import Publisher
+from coordinator.refusals import Refusals
+from coordinator.rounds import Rounds
+from models.partition import Vector
+from protocol.errors import ProtocolError, TooLarge
+from protocol.messages import Answer, Order, Reply, RoundSummary
+from protocol.topics import Topics
+from protocol.transport import Transport
+
+log = logging.getLogger("relief.coordinator")
+
+SAY_EVERY = 0.25  # seconds between two summaries at least
+LISTEN_AGAIN = 60.0  # seconds between two looks at all retained births, in case one got lost on its way here
+REPEAT = 5.0  # seconds until what the broker did not take is said again
+
+
+class Speaker:
+    """Speaks over `control`, and over the publisher's bulk connection for blocks.
+
+    `block` gives a block's present vector; `now` is the loop's clock; failures are told in `alarms`.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        control: Transport,
+        publisher: Publisher,
+        core: Rounds,
+        defence: Defence,
+        refusals: Refusals,
+        block: Callable[[str], Vector],
+        alarms: dict[str, str],
+        now: Callable[[], float],
+    ) -> None:
+        self._topics, self._control, self._core, self._defence = topics, control, core, defence
+        self._block, self._alarms, self._now = block, alarms, now
+        self.publisher, self.refusals = publisher, refusals
+        self._listen_at = inf
+        self._say_at, self._said = inf, 0.0
+
+    @property
+    def due(self) -> float:
+        """When there is something to say although nothing has happened."""
+        return min(self._say_at, self._listen_at)
+
+    # -- to devices and operators ------------------------------------------------------------------------
+
+    def speak(self, one: Action | str) -> None:
+        """Say what the core wants said; a string stands for the block of that name."""
+        try:
+            if isinstance(one, str):
+                self.block(one)
+            elif isinstance(one, Send):
+                if one.assignment.round == self._core.round:  # it may have closed while the disk was full
+                    topic = self._topics.device(one.device, "assignment")
+                    self._control.publish(topic, one.assignment.encode(), expiry=one.expiry)
+            elif isinstance(one, Acknowledge):
+                self.answer(one)
+        except ProtocolError as error:  # the broker is slower than we are, or takes less than it should
+            self._alarms["broker"] = str(error)
+            log.error("not said: %s", error)
+            self._listen_at = min(self._listen_at, self._now() + REPEAT)
+
+    def answer(self, one: Acknowledge) -> None:
+        """Tell a device what became of its update."""
+        if one.accepted:
+            self._defence.accepted(one.device)
+        else:
+            self.refusals.refuse(one.device, one.reason)
+        answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)
+        self._control.publish(self._topics.device(one.device, "answer"), answer.encode())
+
+    def block(self, name: str) -> None:
+        """Publish a block's present version."""
+        core = self._core
+        self.publisher.block(name, core.versions[name], core.epoch, self._block(name), core.scales.get(name))
+
+    def orders(self, orders: Mapping[str, Order]) -> None:
+        """Pass an operator's orders on."""
+        for device, order in orders.items():
+            self._control.publish(self._topics.device(device, "order"), order.encode())
+
+    def reply(self, operator: str, reply: Reply) -> None:
+        """Answer an operator's request."""
+        self._control.publish(self._topics.reply(operator), reply.encode())
+
+    # -- again -------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """The control connection is up: the broker may have lost everything."""
+        self._listen_at = self._now() + LISTEN_AGAIN
+        self.publisher.again_control()
+
+    def repeat(self) -> None:
+        """Look at all retained births again, and say what was not taken before; nothing before its time."""
+        if self._now() < self._listen_at:
+            return
+        self._listen_at = self._now() + LISTEN_AGAIN
+        self._control.subscribe(self._topics.device("+", "status"))
+        if self._alarms.pop("broker", ""):
+            try:
+                self.publisher.again_control()
+                self.publisher.again_bulk()
+            except ProtocolError as error:
+                self._alarms["broker"] = str(error)
+                self._listen_at = self._now() + REPEAT
+
+    # -- the summary -------------------------------------------------------------------------------------
+
+    def want(self, *, at_once: bool = False) -> None:
+        """The summary has changed: say it soon, or in the next turn of the loop."""
+        now = self._now()
+        self._say_at = now if at_once else min(self._say_at, max(now, self._said + SAY_EVERY))
+
+    @property
+    def summary_due(self) -> bool:
+        return self._now() >= self._say_at
+
+    def summary(self, fields: dict[str, Any]) -> None:
+        """Publish the summary."""
+        self._say_at, self._said = inf, self._now()
+        core = self._core
+        message = RoundSummary(round=core.round, epoch=core.epoch, phase=core.phase.value, fields=fields)
+        topic = self._topics.coordinator("round")
+        try:
+            self._control.publish(topic, message.encode(), retain=True)
+        except TooLarge:  # a large fleet behind a broker of small packets: the figures without the devices
+            self.refusals.counts["summary without devices"] += 1
+            fields = {**fields, "devices": {}}
+            with contextlib.suppress(ProtocolError):
+                self._control.publish(topic, message.model_copy(update={"fields": fields}).encode(), retain=True)
+        except ProtocolError:  # the next one comes in a moment
+            self.refusals.counts["summaries left out"] += 1
