@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-NEEDED = ("device_runtime.runtime", "device_runtime.inference", "protocol.mqtt", "tools.device")
+NEEDED = ("device_runtime.runtime", "device_runtime.inference", "protocol.mqtt", "tools.device", "tools.device_process")
 
 
 def main(arguments: list[str]) -> int:

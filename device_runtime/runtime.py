@@ -16,7 +16,7 @@ from functools import singledispatchmethod
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from device_runtime import telemetry
+from device_runtime import memory, telemetry
 from device_runtime.agent import Agent
 from device_runtime.condition import Condition
 from device_runtime.config import Settings
@@ -136,6 +136,7 @@ class Runtime:
         self._code = 0
         self._updater: Updater | None = None
         self._logged: set[str] = set()
+        self._settled = False  # the start is over and its memory given back
 
     @property
     def owned(self) -> tuple[str, ...]:
@@ -266,7 +267,10 @@ class Runtime:
         self._tell(SensorsChanged(self._sensing.modalities, len(windows), scale(windows)))
 
     def _report(self) -> None:
-        telemetry.give_back()
+        memory.trim()
+        if not self._settled:
+            self._settled = True
+            memory.forget_the_start()
         self._tell_telemetry(Telemetry(time=time.time(), values=telemetry.values(self)).encode())
 
     def _tell_telemetry(self, payload: bytes) -> None:

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import resource
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from device_runtime import memory
 
 if TYPE_CHECKING:
     from device_runtime.runtime import Runtime
 
 
-def memory() -> int:
-    """Resident bytes of this process now; the peak where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def give_back() -> None:
-    """Hand memory that was freed back to the system; glibc keeps what many short-lived arrays were made of."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def values(runtime: Runtime) -> dict[str, Any]:
     """Plain values: memory, CPU, windows, outbox, bytes, refusals, and how well the last round was predicted."""
     found: dict[str, Any] = {
-        "memory_bytes": memory(),
+        "memory_bytes": memory.resident(),
         "cpu_seconds": time.process_time(),
         "windows": runtime.agent.status.windows,
         "outbox_updates": len(runtime.outbox),

@@ -56,18 +56,16 @@ def build(verbs: Iterable[str]) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the command; errors that a user can mend are one line, with the page that says what to do."""
-    from tools.exit_codes import HELP, code_of, mendable
+    from tools.exit_codes import told
 
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         build([asked] if asked in VERBS else VERBS)()
     except Exception as error:
-        if not mendable(error):
-            raise
-        code = code_of(error)
-        typer.secho(f"relief: {error}", err=True, fg="red")
-        typer.secho(f"exit code {code.number} ({code.part}): {HELP}#{code.anchor}", err=True, dim=True)
-        raise SystemExit(code.number) from None
+        number, (what, where) = told(error)
+        typer.secho(what, err=True, fg="red")
+        typer.secho(where, err=True, dim=True)
+        raise SystemExit(number) from None
 
 
 if __name__ == "__main__":

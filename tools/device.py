@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tools import log as logs
 from tools.accept import accept
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from device_runtime.runtime import Runtime
-
-# A device computes on one thread; each further one would cost memory before it did anything. Read when numpy is loaded.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 COLOURS = ("green", "yellow", "red")
 
@@ -49,21 +36,9 @@ def run(
 
     Example: relief device run --config fleet.toml --device band-1
     """
-    from device_runtime.config import settings
-    from protocol.errors import ConfigError
+    from tools.device_process import become
 
-    logs.configure(logging.DEBUG if verbose else logging.INFO)
-    try:
-        known = settings(config, device)
-        logs.bind(fleet=known.fleet, device=known.device.id)
-        code = _live(known, metrics)
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
-    logging.shutdown()
-    sys.stdout.flush()
-    # Everything is closed. The interpreter's own end would take torch apart for a second, maybe under a running step.
-    os._exit(code)
+    become(config, device, verbose=verbose, metrics=metrics)
 
 
 @app.command()
@@ -90,44 +65,3 @@ def check(config: Config, device: Id = None, as_json: Annotated[bool, typer.Opti
                 f"{mark} {result.check:<12} {result.told}" + (f"\n{'':18}-> {result.todo}" if result.todo else "")
             )
     raise typer.Exit(int(worst))
-
-
-def _live(settings: object, metrics: str | None = None) -> int:
-    from device_runtime.config import Settings
-    from device_runtime.quota import limit
-    from device_runtime.runtime import Runtime
-    from device_runtime.senses import senses
-    from device_runtime.worker import prepare, torch_is_here
-    from protocol.connection import connection
-
-    assert isinstance(settings, Settings)
-    log, config = logging.getLogger("relief.device"), settings.device
-    trains = config.train and torch_is_here()
-    sensing, note = senses(config, settings.broker, trains=trains)
-    log.info("device %s: %s", config.id, note)
-    if trains:
-        prepare()
-    runtime = Runtime(settings, connection(settings.broker, config.id), sensing)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: runtime.stop(signal.Signals(n).name))
-    end = _prometheus(runtime, metrics) if metrics else None
-    try:
-        with limit(config.quota) as quota:
-            log.info("CPU: %s", quota)
-            return runtime.run()
-    finally:
-        if end:
-            end()
-
-
-def _prometheus(runtime: Runtime, where: str) -> Callable[[], None]:
-    from device_runtime import telemetry
-
-    try:
-        from device_runtime.metrics import DeviceMetrics
-        from tools.metrics.endpoint import address, endpoint
-    except ImportError:
-        raise ValueError('--metrics needs pip install "relief-edge[metrics]"') from None
-    port, end = endpoint(DeviceMetrics(lambda: telemetry.values(runtime)), *address(where))
-    logging.getLogger("relief.device").info("metrics: http://%s:%d/metrics", address(where)[0], port)
-    return end

@@ -57,3 +57,11 @@ def mendable(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     return isinstance(error, (ProtocolError, DataError, ValueError, BrokerFailed))
+
+
+def told(error: Exception) -> tuple[int, tuple[str, str]]:
+    """The exit code and two lines for a person. An error that nobody can mend is raised again."""
+    if not mendable(error):
+        raise error
+    code = code_of(error)
+    return code.number, (f"relief: {error}", f"exit code {code.number} ({code.part}): {HELP}#{code.anchor}")
