@@ -42,7 +42,7 @@ def views(spec: ModelSpec, masks: Mapping[str, Vector], block: str) -> dict[str,
 def test_every_method_cites_its_source_and_says_what_it_does_with_an_absent_modality() -> None:
     for name, cls in STRATEGIES.items():
         assert cls.name == name
-        assert cls.source.startswith("arXiv ")
+        assert cls.source.startswith(("arXiv ", "doi "))
         assert cls.absent
 
 

@@ -16,6 +16,7 @@ from coordinator.aggregation import Contribution, Divergence, Folded, Weighting,
 from coordinator.events import UpdateHead
 from coordinator.pacing import LearnedDeadline
 from coordinator.robust import Robust
+from coordinator.serving import Serving
 from coordinator.work import Budget, Member, Work, work
 from models.local import Local
 from models.partition import Vector
@@ -91,6 +92,10 @@ class Strategy:
             samples = sum(h.samples for h in heads)
             loss = sum(h.loss * h.samples for h in heads) / max(samples, 1)
             self.pacing.heard(max(h.seconds for h in heads), loss)
+
+    def serving(self, blocks: Mapping[str, Vector]) -> Serving | None:
+        """Which weights answer for which modalities; None where the common blocks do."""
+        return None
 
     def divergence(self) -> dict[str, float]:
         """Smoothed divergence per block, for the display; empty where the method keeps none."""

@@ -6,8 +6,10 @@ from coordinator.strategies.ablations import CohortStepsSamples, ReliefMomentumS
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.fedbuff import FedBuff
 from coordinator.strategies.fedprox import FedProx
+from coordinator.strategies.harmony import Harmony
 from coordinator.strategies.heterofl import FedRolex, HeteroFL
 from coordinator.strategies.lora_rivals import FediLoRA, FedIT, FedSALoRA, FFALoRA
+from coordinator.strategies.mfedmc import MFedMC
 from coordinator.strategies.momentum import CohortStepsMomentum, FedAvgM, FedAvgMMaskedCached, ReliefMomentum
 from coordinator.strategies.partial import FedEL, TimelyFL
 
@@ -26,6 +28,8 @@ RIVALS: tuple[type[Strategy], ...] = (
     FedRolex,
     TimelyFL,
     FedEL,
+    Harmony,
+    MFedMC,
     FedIT,
     FedSALoRA,
     FediLoRA,

@@ -10,6 +10,7 @@ from typing import Any
 from coordinator.strategies import strategy
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.fedbuff import FedBuff
+from coordinator.strategies.unimodal import Unimodal
 from models.partition import Vector
 from models.spec import Mode
 from tools.lab.base import starting_point
@@ -18,6 +19,7 @@ from tools.lab.engine import Engine
 from tools.lab.fleet import fleet
 from tools.lab.plan import Cell, Experiment, Method
 from tools.lab.simulate import Point, Run
+from tools.lab.unimodal import UnimodalRun
 from tools.lab.world import World, world
 
 Start = tuple[World, Engine, Mapping[str, Vector], Mapping[str, Vector]]
@@ -57,7 +59,9 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 
 def run_of(strategy: Strategy) -> type[Run]:
-    """How a strategy is run: in rounds, or without them."""
+    """How a strategy is run: in rounds, without them, or with several models a device."""
+    if isinstance(strategy, Unimodal):
+        return UnimodalRun
     return BufferedRun if isinstance(strategy, FedBuff) else Run
 
 

@@ -216,7 +216,8 @@ class Run:
 
     def _point(self, round: int, heads: list[UpdateHead]) -> Point:
         zero_fill = self.strategy.local().zero_fill
-        scores = self.world.judges[self.judge](self.blocks, self.frozen, {}, zero_fill=zero_fill)
+        serving = self.strategy.serving(self.blocks)
+        scores = self.world.judges[self.judge](self.blocks, self.frozen, {}, zero_fill=zero_fill, serving=serving)
         clock, n = self.clock, max(len(heads), 1)
         return Point(
             round,
