@@ -106,3 +106,11 @@ class Beliefs:
     def restore(self, state: Mapping[str, Any]) -> None:
         self._rounds = int(state["rounds"])
         self._of = {block: _Belief(**values) for block, values in state["of"].items()}
+
+
+def worth(blocks: Iterable[str], seen: Mapping[str, tuple[Divergence, float]]) -> dict[str, float]:
+    """U_m by what a single round shows: no mean over rounds and no bonus, the largest scaled to 1."""
+    blocks = tuple(blocks)
+    now = Beliefs(blocks, beta=1.0, kappa=0.0)
+    now.observe({block: values for block, values in seen.items() if block in blocks})
+    return now.utility()

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 from coordinator.strategies.base import Plan, Settings, Strategy
 from coordinator.strategies.fedavg import FedAvg, FedAvgMasked, FedAvgMaskedCached, FedAvgMaskedCut
+from coordinator.strategies.oracle import Oracle
 from coordinator.strategies.relief import CohortOnly, CohortSteps, Relief, ReliefSamples, ReliefWater
 from coordinator.strategies.rivals import RIVALS
 
@@ -15,6 +16,7 @@ _BUILT_IN: tuple[type[Strategy], ...] = (
     CohortSteps,
     CohortOnly,
     ReliefSamples,
+    Oracle,
     FedAvg,
     FedAvgMasked,
     FedAvgMaskedCached,

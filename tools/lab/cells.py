@@ -10,6 +10,7 @@ from typing import Any
 from coordinator.strategies import strategy
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.fedbuff import FedBuff
+from coordinator.strategies.relief import Relief
 from coordinator.strategies.unimodal import Unimodal
 from models.partition import Vector
 from models.spec import Mode
@@ -41,6 +42,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         rounds=rounds,
         every=experiment.every,
         watch=lambda point: bool(cell.clock) and point.seconds >= cell.clock,
+        compare=method.regret and not cell.tuning,
     )
     points = run.go()
     return {
@@ -55,6 +57,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "wall": time.perf_counter() - began,
         "cpu": time.process_time() - cpu,
         "points": [plain(point) for point in points],
+        "regret": [one.__dict__ for one in run.regrets],
     }
 
 
@@ -77,6 +80,8 @@ def made(method: Method, where: World, experiment: Experiment, cell: Cell) -> St
     unknown = [name for name in method.options if not hasattr(cls, name)]
     if unknown:
         raise ValueError(f"method {cell.method}: strategy {method.strategy} has no option {', '.join(unknown)}")
+    if method.regret and not issubclass(cls, Relief):
+        raise ValueError(f"method {cell.method}: regret is of RELIEF and its ablations, not of {method.strategy}")
     if method.options:
         cls = type(cls.__name__, (cls,), dict(method.options))
     return cls(where.spec, experiment.settings(method, cell.rate, cell.seed))

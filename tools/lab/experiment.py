@@ -166,17 +166,22 @@ class Lab:
             first, error = failed[0]
             raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed, first {first}: {error!r}") from error
 
-    def tidy(self, results: Iterable[Result]) -> Path:
-        """One row per evaluation of every run, as CSV."""
+    def tidy(self, results: Sequence[Result]) -> Path:
+        """One row per evaluation of every run as points.csv, and one per round with its regret as regret.csv."""
         path = self.folder / "points.csv"
-        with path.open("w") as file:
-            for n, (result, point) in enumerate((r, p) for r in results for p in r["points"]):
-                about = {k: result[k] for k in ("method", "fleet", "mode", "fold", "seed", "rate")}
-                row = {**about, **point}
-                if n == 0:
-                    file.write(",".join(row) + "\n")
-                file.write(",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()) + "\n")
+        _table(path, results, "points")
+        if any(r.get("regret") for r in results):
+            _table(self.folder / "regret.csv", results, "regret")
         return path
+
+
+def _table(path: Path, results: Iterable[Result], what: str) -> None:
+    with path.open("w") as file:
+        for n, (result, entry) in enumerate((r, entry) for r in results for entry in r.get(what, ())):
+            row = {**{k: result[k] for k in ("method", "fleet", "mode", "fold", "seed", "rate")}, **entry}
+            if n == 0:
+                file.write(",".join(row) + "\n")
+            file.write(",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()) + "\n")
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tools.lab.scores import Curve
+from tools.lab.scores import Curve, RegretCurve
 
 PANELS = (("held_out", "held-out F1"), ("in_subject", "in-subject F1"), ("rare_only", "F1 with only the rare modality"))
 
@@ -17,13 +18,7 @@ def draw(curves: Sequence[Curve], titles: dict[str, str], path: Path, heading: s
 
     Writes `path` with the suffixes .png and .svg. ImportError, with the line that installs it, without matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError("the pictures need matplotlib: pip install 'relief-edge[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     with pyplot.rc_context({"svg.hashsalt": "relief", "font.size": 9}):
         figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.8), constrained_layout=True)
         for axis, (score, label) in zip(axes, PANELS, strict=True):
@@ -38,10 +33,46 @@ def draw(curves: Sequence[Curve], titles: dict[str, str], path: Path, heading: s
             axis.grid(alpha=0.3)
         axes[0].legend(fontsize=7)
         figure.suptitle(heading)
-        written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-        for file in written:
-            figure.savefig(file, dpi=130, metadata={"Date": None} if file.suffix == ".svg" else None)
-        pyplot.close(figure)
+        return _written(pyplot, figure, path)
+
+
+def draw_regret(curves: Sequence[RegretCurve], titles: dict[str, str], path: Path, heading: str) -> list[Path]:
+    """Cumulative regret over rounds, as far as each method's shortest run goes; files and errors as `draw`."""
+    pyplot = _pyplot()
+    with pyplot.rc_context({"svg.hashsalt": "relief", "font.size": 9}):
+        figure, axis = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
+        for method in dict.fromkeys(c.method for c in curves):
+            mine = [c.cumulative() for c in curves if c.method == method]
+            rounds = min(map(len, mine))
+            rows = np.array([one[:rounds] for one in mine])
+            at = np.arange(1, rounds + 1)
+            (line,) = axis.plot(at, rows.mean(axis=0), label=titles.get(method, method), linewidth=1.4)
+            low, high = np.percentile(rows, (10, 90), axis=0)
+            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        axis.set_xlabel("round")
+        axis.set_ylabel("cumulative regret, sum of U log(1 + s)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+        figure.suptitle(heading)
+        return _written(pyplot, figure, path)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("the pictures need matplotlib: pip install 'relief-edge[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _written(pyplot: Any, figure: Any, path: Path) -> list[Path]:
+    written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in written:
+        figure.savefig(file, dpi=130, metadata={"Date": None} if file.suffix == ".svg" else None)
+    pyplot.close(figure)
     return written
 
 

@@ -38,6 +38,7 @@ class Method(Entry):
     title           how the report calls it
     learning_rate   fixed, per mode; where it is missing it is tuned on validation
     until           how long it runs, as a part of the reference's clock; 0: as many rounds as the reference
+    regret          keep, round by round, what it would have gained by knowing every cohort's true divergence
     """
 
     strategy: str
@@ -52,6 +53,7 @@ class Method(Entry):
     bytes: float = 0.0
     until: Annotated[float, Field(ge=0)] = 1.0
     options: dict[str, float] = {}
+    regret: bool = False
 
 
 class Tuning(Entry):
@@ -152,6 +154,8 @@ class Cell:
             "tuning": self.tuning,
             "clock": round(self.clock, 6),
         }
+        if not about["method"]["regret"]:
+            del about["method"]["regret"]  # names of runs without it stay what they were
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
         return f"{Path(self.fleet).stem}-{self.mode.value}-{self.method}-f{self.fold}-s{self.seed}-{digest}"
 

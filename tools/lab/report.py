@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tools.lab.plan import Experiment
-from tools.lab.scores import Comparison, Curve, compare, finals
+from tools.lab.scores import Comparison, Curve, RegretCurve, compare, finals
 
 SIMULATED = (
     "Clock and energy are **simulated**: FLOPs / speed + bytes / bandwidth, joules from the fleet file's watts "
@@ -34,6 +35,12 @@ def report(folder: Path, *, pictures: bool = True) -> str:
         if pictures:
             lines += ["", f"![curves](curves-{fleet}-{mode}.png)", ""]
             _pictures(experiment, here, folder / f"curves-{fleet}-{mode}", f"{fleet} fleet, {mode}")
+        regrets = [r for r in load_regret(folder) if r.key[:2] == (fleet, mode)]
+        if regrets:
+            lines += list(_regret(experiment, regrets))
+            if pictures:
+                lines += ["", f"![regret](regret-{fleet}-{mode}.png)", ""]
+                _regret_picture(experiment, regrets, folder / f"regret-{fleet}-{mode}", f"{fleet} fleet, {mode}")
         heads += _headline(experiment, here, fleet, mode)
     (folder / "report.md").write_text("\n".join(lines) + "\n")
     return "; ".join(heads) or "no relief run to compare"
@@ -51,12 +58,21 @@ def ordering(folder: Path) -> list[str]:
 
 def load(folder: Path) -> list[Curve]:
     """The runs that the experiment's latest complete grid is made of, from results.json, without tuning runs."""
+    return [Curve.of(result) for result in _results(folder)]
+
+
+def load_regret(folder: Path) -> list[RegretCurve]:
+    """Regret of the same runs, where it was kept."""
+    return [RegretCurve.of(result) for result in _results(folder) if result.get("regret")]
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
     index = folder / "results.json"
     names = (
         json.loads(index.read_text()) if index.is_file() else sorted(p.name for p in (folder / "cells").glob("*.json"))
     )
     found = [json.loads((folder / "cells" / name).read_text()) for name in names]
-    return [Curve.of(result) for result in found if not result["tuning"] and result["points"]]
+    return [result for result in found if not result["tuning"] and result["points"]]
 
 
 def _section(e: Experiment, curves: Sequence[Curve], fleet: str, mode: str, folder: Path) -> Iterator[str]:
@@ -120,6 +136,23 @@ def _section(e: Experiment, curves: Sequence[Curve], fleet: str, mode: str, fold
         yield f"held-out {_times(c, 'joules_idle/held_out')}."
 
 
+def _regret(e: Experiment, curves: Sequence[RegretCurve]) -> Iterator[str]:
+    """Regret against the oracle, method by method."""
+    yield ""
+    yield "Regret against the oracle: how much of the best allocation's value, sum of U log(1 + s) with every cohort's"
+    yield "true divergence of that round, was not had under the same budgets (simulated). The oracle's own is the"
+    yield "price of its floors."
+    yield ""
+    yield "| method | regret, all rounds | first 20 | from 21 on | cumulative |"
+    yield "|---|---|---|---|---|"
+    for m in [m for m in e.methods if any(c.method == m for c in curves)]:
+        mine = [c for c in curves if c.method == m]
+        parts = [100 * float(np.mean([c.part(*span) for c in mine])) for span in ((0, None), (0, 20), (20, None))]
+        total = float(np.mean([c.cumulative()[-1] for c in mine]))
+        rounds = round(float(np.mean([len(c.best) for c in mine])))
+        yield _row(_title(e, m), *(f"{part:.1f} %" for part in parts), f"{total:.1f} in {rounds} rounds")
+
+
 def _tuned(e: Experiment, folder: Path, mode: str) -> Iterator[str]:
     """How the learning rates that the file leaves open were found, and at what cost."""
     path = folder / "tuning.json"
@@ -152,6 +185,12 @@ def _pictures(e: Experiment, curves: Sequence[Curve], path: Path, heading: str) 
     from tools.lab.figures import draw
 
     draw(curves, {m: _title(e, m) for m in e.methods}, path, heading)
+
+
+def _regret_picture(e: Experiment, curves: Sequence[RegretCurve], path: Path, heading: str) -> None:
+    from tools.lab.figures import draw_regret
+
+    draw_regret(curves, {m: _title(e, m) for m in e.methods}, path, heading)
 
 
 def _title(e: Experiment, method: str) -> str:

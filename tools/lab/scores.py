@@ -111,3 +111,27 @@ def finals(curves: Sequence[Curve], method: str, score: str) -> tuple[float, flo
     seeds = sorted({c.key[3] for c in mine})
     means = [np.mean([c.final(score) for c in mine if c.key[3] == seed]) for seed in seeds]
     return 100 * float(np.mean(means)), 100 * float(np.std(means))
+
+
+@dataclass(frozen=True)
+class RegretCurve:
+    """A run's regret round by round: `chosen` and `best` value of its allocations (tools.lab.regret)."""
+
+    method: str
+    key: Key
+    chosen: Column
+    best: Column
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> RegretCurve:
+        chosen, best = (np.array([entry[name] for entry in result["regret"]], float) for name in ("chosen", "best"))
+        return cls(result["method"], (result["fleet"], result["mode"], result["fold"], result["seed"]), chosen, best)
+
+    def cumulative(self) -> Column:
+        """Sum of best minus chosen up to every round."""
+        return np.cumsum(self.best - self.chosen)
+
+    def part(self, begin: int = 0, end: int | None = None) -> float:
+        """What was lost of the best value in rounds [begin, end), between 0 and 1."""
+        best = self.best[begin:end].sum()
+        return float((best - self.chosen[begin:end].sum()) / best) if best > 0 else 0.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from coordinator.commit import fold_round
+from coordinator.divergence import worth
 from coordinator.events import (
     Action,
     Event,
@@ -23,9 +24,12 @@ from coordinator.events import (
     UpdateArrived,
     UpdateHead,
 )
+from coordinator.registry import Registry
 from coordinator.rounds import Pace, Rounds
 from coordinator.strategies.base import Strategy
+from coordinator.strategies.oracle import Oracle
 from coordinator.strategies.submodels import SubModels
+from coordinator.work import Member
 from device_runtime.wire import EXACT, Wire
 from models.cost import block_costs
 from models.local import Local
@@ -34,6 +38,7 @@ from models.spec import ModelSpec
 from protocol.messages import Assignment, BlockSpeed, Status
 from tools.lab.clock import Spent, spent
 from tools.lab.engine import Engine, Job, Work
+from tools.lab.regret import Regret, regret, truth
 from tools.lab.world import LabDevice, World
 
 Blocks = dict[str, Vector]
@@ -71,6 +76,7 @@ class Run:
 
     blocks, frozen   where training starts; frozen is the base of lora
     watch            called with every new point; True ends the run there
+    compare          keep in `regrets`, round by round, what the method would have gained by knowing (tools.lab.regret)
     """
 
     world: World
@@ -82,7 +88,9 @@ class Run:
     judge: str = "test"
     every: int = 1
     watch: Callable[[Point], bool] = lambda point: False
+    compare: bool = False
     points: list[Point] = field(default_factory=list)
+    regrets: list[Regret] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.spec: ModelSpec = self.world.spec
@@ -97,9 +105,12 @@ class Run:
         self.wires: dict[str, Wire] = {}
         self._queue: list[tuple[float, int, Event]] = []
         self._order = count()
+        self._members: list[Member] = []  # the fleet as strategies see it, and what its blocks are worth in truth
+        self._worth: dict[str, float] = {}
 
     def go(self) -> list[Point]:
         """Run to the end; the points of the evaluated rounds."""
+        self._look(1)
         for device in self.world.devices:
             self._push(0.0, StatusArrived(device.id, birth(self.spec, device)))
         while self._queue:
@@ -120,6 +131,7 @@ class Run:
             elif isinstance(action, Fold):
                 self._fold(action, now)
         if sent:
+            self._compare({d: a.steps for d, a in sent.items()}, now)
             self._train(sent, now)
 
     # -- the devices' side -------------------------------------------------------------------------
@@ -193,6 +205,28 @@ class Run:
         self.settled.add(device.id)
         return cost
 
+    # -- what nobody can know ----------------------------------------------------------------------
+
+    def _look(self, round: int) -> None:
+        """See every cohort's true divergence before the round, for an oracle or for comparison."""
+        if round > self.rounds or not (self.compare or isinstance(self.strategy, Oracle)):
+            return
+        if not self._members:
+            registry = Registry(self.spec)
+            for device in self.world.devices:
+                registry.arrive(device.id, birth(self.spec, device), 0.0)
+            self._members = [registry.member(device) for device in registry.ready()]
+        pairs = [(m, self.devices[m.id]) for m in self._members]
+        seen = truth(self.engine, self.strategy, round, self.blocks, pairs)
+        self._worth = worth(self.spec.names, seen)
+        if isinstance(self.strategy, Oracle):
+            self.strategy.reveal(seen)
+
+    def _compare(self, assigned: Mapping[str, Mapping[str, int]], now: float) -> None:
+        if self.compare:
+            chosen, best = regret(self.strategy, self._members, assigned, self._worth)
+            self.regrets.append(Regret(self.core.round, now, chosen, best))
+
     # -- the coordinator's side --------------------------------------------------------------------
 
     def _fold(self, action: Fold, now: float) -> None:
@@ -212,6 +246,7 @@ class Run:
             self.points.append(point)
             ended = self.watch(point)
         if not ended:
+            self._look(action.round + 1)
             self._push(now, Folded(action.round, done.versions, done.seen))
 
     def _point(self, round: int, heads: list[UpdateHead]) -> Point:
