@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,10 @@ from coordinator.aggregation import Divergence
 from coordinator.estimate import FedAvgRound
 from coordinator.events import UpdateHead
 
+log = logging.getLogger("relief.coordinator")
+
 TRAIL = 60  # rounds, and evaluations, that the summary carries: a page that comes late begins with them
+WAITING = 16 * 1024 * 1024  # bytes of lines that wait for space at most; the oldest are left out, and counted
 
 
 @dataclass
@@ -95,18 +100,27 @@ def record(
 
 
 class History:
-    """Appends to `metrics.jsonl`: a line per round, and a line per evaluation with `scores`."""
+    """Appends to `metrics.jsonl`: a line per round, and a line per evaluation with `scores`.
+
+    A full disk costs nothing but patience: lines that find no space wait in memory and go first next time, and
+    `problem` says so meanwhile. What counts is in the journal; no round waits for its line here.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.trail: deque[dict[str, Any]] = deque(maxlen=TRAIL)  # rounds in brief
         self.scored: deque[dict[str, Any]] = deque(maxlen=TRAIL)  # evaluations
-        self._file = path.open("a", encoding="utf-8")
         self.rounds: int = 0
         self.last: RoundRecord | None = None
         self.scores: dict[str, float] = {}
         self.scored_round = 0
         self.joules = 0.0
+        self.problem = ""  # why lines are waiting; empty when none are
+        self.left_out = 0  # lines that waited too long
+        self._path, self._waiting = path, deque[bytes]()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = _whole_lines(self._fd)
+        os.ftruncate(self._fd, self._size)
 
     def round(self, one: RoundRecord) -> None:
         self.last, self.rounds, self.joules = one, self.rounds + 1, self.joules + one.joules
@@ -120,8 +134,46 @@ class History:
         self._write({"kind": "scores", "round": round, "at": at, **scores})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(line).encode() + b"\n")
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write the lines that wait, whole ones only."""
+        try:
+            while self._waiting:
+                line, done = self._waiting[0], 0
+                while done < len(line):
+                    done += os.pwrite(self._fd, line[done:], self._size + done)
+                self._size += len(line)
+                self._waiting.popleft()
+            self.problem = ""
+        except OSError as error:
+            if not self.problem:
+                log.error("history %s: %s; its lines wait for space", self._path, error)
+            os.ftruncate(self._fd, self._size)  # a piece of a line helps nobody
+            while sum(map(len, self._waiting)) > WAITING:
+                self._waiting.popleft()
+                self.left_out += 1
+            self.problem = (
+                f"history {self._path}: {error}; {len(self._waiting)} lines wait for space, {self.left_out} left out"
+            )
 
     def close(self) -> None:
-        self._file.close()
+        """Try once more what waits, and close the file. May be called again."""
+        if self._fd < 0:
+            return
+        self._flush()
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _whole_lines(fd: int) -> int:
+    """Bytes up to the end of the last whole line: a crash may have left a piece of one behind it."""
+    end = os.fstat(fd).st_size
+    while end:
+        start = max(0, end - 65536)
+        at = os.pread(fd, end - start, start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0

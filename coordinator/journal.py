@@ -27,11 +27,11 @@ from typing import Any
 
 import msgpack
 
+from coordinator.compaction import copied, runs
 from coordinator.segment import Damage, Draft, Place, Segment, sync_directory
 
 SEGMENT = 64 * 1024 * 1024  # bytes after which the next batch begins a new segment
 MAX_HEADER = 16 * 1024 * 1024
-_COPY = 16 * 1024 * 1024  # bytes copied between two fdatasyncs while compacting
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -298,7 +298,7 @@ class Journal:
                     total[segment] += 1
                     if keep(record):
                         held[segment].append(position)
-            for run in _runs(sealed, held, total, self._segment_bytes):
+            for run in runs(sealed, held, total, self._segment_bytes):
                 self._merge(run, [position for segment in run for position in held[segment]])
             return max(0, before - self.size)
 
@@ -317,7 +317,8 @@ class Journal:
     def _merge(self, run: list[Segment], positions: list[int]) -> None:
         """Replace the segments of `run` by one with these records, or by none."""
         try:
-            merged, places = self._copy(run[0], positions) if positions else (None, [])
+            kept = [(position, self._index[position]) for position in positions]
+            merged, places = copied(run[0], kept) if kept else (None, [])
         except OSError as error:
             run[0].path.with_suffix(".tmp").unlink(missing_ok=True)
             if error.errno in _NO_SPACE:
@@ -335,44 +336,3 @@ class Journal:
                 del self._index[position]
             self._index.update(zip(positions, places, strict=True))
             self._positions = sorted(self._index)
-
-    def _copy(self, old: Segment, positions: list[int]) -> tuple[Segment, list[Place]]:
-        """A segment with these records, put in place of the file of `old`."""
-        new, places, batch = Segment.create(self.path, old.first, marker=old.marker, suffix=".tmp"), [], []
-        try:
-            for n, position in enumerate(positions):
-                place = self._index[position]
-                kind, header = place.head()
-                body = place.read(0, None)
-                batch.append(Draft(position, kind, header, msgpack.packb([kind, header]), body, place.body_crc))
-                if n == len(positions) - 1 or sum(draft.size for draft in batch) > _COPY:
-                    places += new.append(batch)
-                    batch.clear()
-            new.path.replace(old.path)
-            # The others go only when this stands: a crash in between leaves records twice, never none.
-            sync_directory(self.path)
-        except BaseException:
-            new.close()
-            raise
-        new.path = old.path
-        return new, places
-
-
-def _runs(
-    sealed: list[Segment], held: dict[Segment, list[int]], total: dict[Segment, int], full: int
-) -> Iterator[list[Segment]]:
-    """Neighbouring segments to write anew as one: those with records to drop, and small ones beside them."""
-    run: list[Segment] = []
-    for segment in sealed:
-        worn = len(held[segment]) < total[segment] or not total[segment]
-        if worn or segment.size < full // 4:
-            run.append(segment)
-            continue
-        yield from _worth(run, held, total)
-        run = []
-    yield from _worth(run, held, total)
-
-
-def _worth(run: list[Segment], held: dict[Segment, list[int]], total: dict[Segment, int]) -> Iterator[list[Segment]]:
-    if len(run) > 1 or any(len(held[segment]) < total[segment] or not total[segment] for segment in run):
-        yield run

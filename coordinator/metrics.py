@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 STATES = ("idle", "ready", "training", "done", "offline", "declined", "quarantined")
+ALARMS = ("disk", "checkpoint", "history", "listener", "broker")  # what can go wrong without ending the coordinator
 KINDS = 20  # kinds of refusals with a series of their own; the rest is "other"
 
 
@@ -61,7 +62,7 @@ def _fleet(f: dict[str, Any]) -> Iterator[Metric]:
     yield cohorts
     yield _labelled("relief_refused_messages", "Refused messages by kind.", "kind", _few(f.get("refused", {})))
     alarms = GaugeMetricFamily("relief_alarm", "1 for every alarm that is raised.", labels=["alarm"])
-    for name in ("disk", "checkpoint"):
+    for name in ALARMS:
         alarms.add_metric([name], float(name in f.get("alarms", {})))
     yield alarms
 

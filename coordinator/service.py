@@ -298,14 +298,17 @@ class Coordinator:
         self._outgoing.append("")  # a checkpoint, once everything is said
 
     def _checkpoint(self, *, force: bool = False) -> None:
-        """Write down where we are; a disk that is full costs only a longer replay."""
+        """Write down where we are; a disk that is full costs only a longer replay and a longer journal."""
         core = self.core
         at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, done=core.done)
         try:
-            self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
-        except OSError as error:
+            written = self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
+        except (JournalFull, OSError) as error:
             self.alarms["checkpoint"] = str(error)
-            log.error("no checkpoint: %s", error)
+            log.error("no checkpoint, or the journal is not compacted: %s", error)
+            return
+        if written:
+            self.alarms.pop("checkpoint", None)
 
     def _scored(self, one: Scored) -> None:
         self.history.score(one.round, one.at, one.scores)
@@ -315,10 +318,22 @@ class Coordinator:
         """Say the summary if it is due."""
         if not force and not self._speaker.summary_due:
             return
+        self.alarms.pop("history", None)
+        if self.history.problem:
+            self.alarms["history"] = self.history.problem
         fields = summary(self.core, self.history, self._now())
         fields |= {"alarms": dict(self.alarms), "refused": dict(self.refusals.counts), "can": [*WISHES, "order"]}
         fields |= {"bytes_up": self.inlet.bytes_up, "bytes_down": self._publisher.bytes_down}
         fields |= {"broker": self.inlet.broker.values()}
         for listen in self.listeners:
-            listen(self.core.round, fields)
+            self._tell(listen, fields)
         self._speaker.summary(fields)
+
+    def _tell(self, listen: Callable[[int, dict[str, Any]], None], fields: dict[str, Any]) -> None:
+        """Whatever happens to a listener, a tracker whose disk is full or whose server is gone, rounds go on."""
+        try:
+            listen(self.core.round, fields)
+        except Exception as error:
+            if "listener" not in self.alarms:
+                log.exception("a listener of the summary failed")
+            self.alarms["listener"] = f"{type(error).__name__}: {error}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger("relief.coordinator")
 
 
 class Tracker(Protocol):
@@ -73,8 +76,11 @@ class Tracking:
                         self._tracker.write(f"f1/{name}", float(value), one["round"])
 
     def close(self) -> None:
-        """Flush and end the run."""
-        self._tracker.close()
+        """Flush and end the run; a tracker that cannot is only named, for the rounds are done."""
+        try:
+            self._tracker.close()
+        except Exception:
+            log.exception("%s: not all could be written", type(self._tracker).__name__)
 
 
 def _numbers(one: dict[str, Any]) -> list[tuple[str, float]]:

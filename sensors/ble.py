@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from protocol.waiting import take
 from sensors.recording import Modality
 from sensors.stream import Samples
 
@@ -64,7 +65,7 @@ class HeartRateSource:
         if self._ended:
             return None
         with contextlib.suppress(queue.Empty):
-            event = self._events.get(timeout=timeout)
+            event = take(self._events, timeout)
             if isinstance(event, Exception):
                 raise OSError(f"heart rate strap {self._strap}: {event}") from event
             return event

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from protocol.transport import Connected, Event, Received, Transport, Will
+from protocol.waiting import take
 
 E = TypeVar("E")
 PATIENCE = 10.0  # seconds; a pass takes milliseconds
@@ -28,7 +29,7 @@ class Party:
 
     def next(self, kind: type[E], patience: float = PATIENCE) -> E:
         """The next event, which must be of `kind`."""
-        event = self.events.get(timeout=patience)
+        event = take(self.events, patience)
         assert isinstance(event, kind), f"{self.name} got {event} instead of {kind.__name__}"
         return event
 
@@ -36,7 +37,7 @@ class Party:
         """The next event of `kind`; others are passed over."""
         end = time.monotonic() + patience
         while True:
-            event = self.events.get(timeout=max(0.001, end - time.monotonic()))
+            event = take(self.events, max(0.001, end - time.monotonic()))
             if isinstance(event, kind):
                 return event
 
@@ -59,7 +60,7 @@ class Party:
     def silent(self, seconds: float = 0.15) -> bool:
         """Whether nothing arrives for this long."""
         try:
-            event = self.events.get(timeout=seconds)
+            event = take(self.events, seconds)
         except queue.Empty:
             return True
         raise AssertionError(f"{self.name} got {event}")

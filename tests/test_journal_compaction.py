@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,19 +149,6 @@ def test_a_full_disk_is_said_and_loses_nothing(full_disk: Path) -> None:
     assert again.recovered.whole
     assert [r.position for r in again.records()] == [durable[0], *waiting]
     again.close()
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 LIMITED = """

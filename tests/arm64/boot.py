@@ -14,6 +14,7 @@ from protocol.messages import Status, decode
 from protocol.mqtt import MqttTransport
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received
+from protocol.waiting import take
 
 GATEWAY = "10.0.2.2"  # where qemu's own network shows the host
 PATIENCE = 400.0  # seconds until the birth; everything is translated instruction by instruction
@@ -68,7 +69,7 @@ def _wait(
 ) -> Status | None:
     while time.monotonic() - began < PATIENCE and machine.poll() is None:
         try:
-            event = inbox.get(timeout=1.0)
+            event = take(inbox, 1.0)
         except queue.Empty:
             continue
         if isinstance(event, Connected):

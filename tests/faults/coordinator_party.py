@@ -209,6 +209,6 @@ class CoordinatorParty:
             link.close(clean=False)
         if life is not None:
             life.ledger.close()
-            life.history._file.close()
+            life.history.close()
         self.world.note("coordinator died")
         self.world.clock(self.random.uniform(0.1, 8.0), self.start)

@@ -198,4 +198,4 @@ class World:
         life = self.coordinator.life
         if life is not None:
             life.ledger.close()
-            life.history._file.close()
+            life.history.close()
