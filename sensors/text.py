@@ -16,7 +16,7 @@ from sensors.recording import DataError
 
 __all__ = ["Form", "Table", "parse_table", "tables"]
 
-CHUNK = 1 << 18  # bytes: the arrays of a chunk stay in the processor's cache
+CHUNK = 1 << 17  # bytes: the arrays of a chunk stay in the processor's cache
 LONGEST_LINE = 1 << 20  # bytes; a file without line ends is not read to its end
 THREADS = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 

@@ -1,6 +1,7 @@
 """Reading the original files beside pandas.read_csv, and the second start from the cache.
 
-Seconds on the wall: our reader uses two threads where there are two cores, pandas one.
+Speeds are per second of processor time, all threads together: what else the machine does matters less, and our second
+thread is no advantage. The second start is timed on the wall.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _rows(name: str, file: Path, layout: Layout, reader: Callable[[Path], TableS
                 pass
 
     def rival() -> None:
-        pandas.read_csv(file, sep=layout.delimiter, header=None)
+        pandas.read_csv(file, sep=layout.delimiter, header=None, dtype="float64")
 
     def first() -> None:
         os.utime(file)  # changed, as far as the cache knows
@@ -61,18 +62,18 @@ def _rows(name: str, file: Path, layout: Layout, reader: Callable[[Path], TableS
     def second() -> None:
         _read(reader(file.parent))
 
-    numbers, whole, beside, again = _best(text, first, rival, second)
-    pandas_row = {"name": "pandas.read_csv", "value": round(size / beside)}
+    (numbers, _), (whole, began), (beside, _), (_, again) = _best(text, first, rival, second)
+    pandas_row = {"name": "pandas.read_csv, float64", "value": round(size / beside)}
     return [
         _row(f"{name}, numbers from text", size / numbers, pandas_row, numbers <= beside),
         _row(f"{name}, text to recordings, gaps filled", size / whole, pandas_row, None),
         {
             "name": f"{name}, second start",
-            "value": round(whole / again, 1),
+            "value": round(began / again, 1),
             "unit": "x faster",
-            "rival": {"name": "first start", "value": f"{whole:.2f} s"},
+            "rival": {"name": "first start", "value": f"{began:.2f} s"},
             "promise": f"{FASTER_AGAIN} x",
-            "ok": whole / again >= FASTER_AGAIN,
+            "ok": began / again >= FASTER_AGAIN,
         },
     ]
 
@@ -88,14 +89,14 @@ def _read(data: TableSet) -> None:
             pass
 
 
-def _best(*runs: Callable[[], None]) -> list[float]:
-    """Seconds of the fastest run of each."""
-    best = [float("inf")] * len(runs)
+def _best(*runs: Callable[[], None]) -> list[tuple[float, float]]:
+    """Seconds of processor time and on the wall of the fastest run of each."""
+    best = [(float("inf"), float("inf"))] * len(runs)
     for _ in range(TURNS):
         for n, run in enumerate(runs):
-            began = time.perf_counter()
+            worked, began = time.process_time(), time.perf_counter()
             run()
-            best[n] = min(best[n], time.perf_counter() - began)
+            best[n] = min(best[n][0], time.process_time() - worked), min(best[n][1], time.perf_counter() - began)
     return best
 
 
