@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
-FORMAT = 1  # raised when what a reader stores changes
+FORMAT = 2  # raised when what a reader stores changes
+
+CONTENTS = "contents.json"  # names of the arrays and the CRC-32 of each file; written last
 
 
 def cache_root() -> Path:
@@ -52,8 +56,23 @@ def cached(key: str, make: Callable[[], Mapping[str, npt.NDArray[Any]]]) -> Arra
 
 
 def _load(folder: Path) -> Arrays:
-    names = (folder / "names").read_text().split()
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    """ValueError where a file is not what was written: a power cut leaves files of the right size and full of zeros."""
+    sums = json.loads((folder / CONTENTS).read_text())
+    if not isinstance(sums, dict):
+        raise ValueError(f"{folder / CONTENTS}: expected names and sums")
+    for name, crc in sums.items():
+        if _crc(folder / f"{name}.npy") != crc:
+            raise ValueError(f"{folder / name}.npy is damaged")
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in sums}
+
+
+def _crc(file: Path) -> int:
+    """Read in pieces: what is read through a memory map would count as this process's memory."""
+    crc = 0
+    with file.open("rb", buffering=0) as stream:
+        while data := stream.read(1 << 18):
+            crc = zlib.crc32(data, crc)
+    return crc
 
 
 def _store(folder: Path, arrays: Arrays) -> None:
@@ -64,7 +83,7 @@ def _store(folder: Path, arrays: Arrays) -> None:
         try:
             for name, values in arrays.items():
                 np.save(beside / f"{name}.npy", values, allow_pickle=False)
-            (beside / "names").write_text(" ".join(arrays))
+            (beside / CONTENTS).write_text(json.dumps({name: _crc(beside / f"{name}.npy") for name in arrays}))
             if folder.exists():  # it is there but could not be read
                 shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)

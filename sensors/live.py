@@ -7,7 +7,6 @@ anew with growing pauses. The others never wait for it.
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ from enum import Enum
 
 import numpy as np
 
+from sensors.inbox import Inbox
 from sensors.recording import DataError, Modality
 from sensors.resample import Resampler
 from sensors.stream import Samples, Source
 
-_WAITING = 1000  # pieces that may wait to be read; beyond, the oldest go and are counted
 _LOOK = 0.5  # seconds between two looks at a silent sensor
 
 
@@ -72,7 +71,6 @@ class LiveSource:
         stall_s: float = 3.0,
         retry_s: tuple[float, float] = (1.0, 30.0),
     ) -> None:
-        self.dropped = 0
         self._sensors = [_Sensor(make, make()) for make in sensors]
         native = [m for sensor in self._sensors for m in sensor.source.modalities]
         names = [m.name for m in native]
@@ -83,7 +81,7 @@ class LiveSource:
         self._changed = changed
         self._health = {name: Health() for name in names}
         self._lock = threading.Lock()
-        self._pieces: queue.Queue[Samples | None] = queue.Queue(_WAITING)
+        self._inbox = Inbox()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -99,10 +97,12 @@ class LiveSource:
         """The next piece of any modality, on the grid."""
         if self._closing.is_set():
             return None
-        try:
-            return self._pieces.get(timeout=timeout)
-        except queue.Empty:
-            return None
+        return self._inbox.get(timeout)
+
+    @property
+    def dropped(self) -> int:
+        """Pieces that nobody read in time."""
+        return self._inbox.dropped
 
     @property
     def ended(self) -> bool:
@@ -112,7 +112,7 @@ class LiveSource:
         self._closing.set()
         for sensor in self._sensors:
             sensor.source.close()
-        self._put(None)
+        self._inbox.wake()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(2.0)
@@ -195,15 +195,5 @@ class LiveSource:
                 if len(labels):
                     nearest = np.round((np.arange(tick, tick + len(values)) / self._rate - times[0]) * samples.rate_hz)
                     labels = labels[np.clip(nearest.astype(int), 0, len(labels) - 1)]
-                self._put(Samples(tick / self._rate, self._rate, {name: values}, labels))
+                self._inbox.put(Samples(tick / self._rate, self._rate, {name: values}, labels))
         self._note(sensor, State.OK, names=list(samples.streams))
-
-    def _put(self, samples: Samples | None) -> None:
-        while True:
-            try:
-                self._pieces.put_nowait(samples)
-                return
-            except queue.Full:
-                with contextlib.suppress(queue.Empty):
-                    self._pieces.get_nowait()
-                    self.dropped += 1

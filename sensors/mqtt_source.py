@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sensors.inbox import Inbox
 from sensors.pace import Pace
 from sensors.recording import Modality
 from sensors.stream import Samples
 from sensors.wire import BadSamples, decode
 
-_WAITING = 1000  # pieces that may wait to be read; beyond, the oldest go and are counted
 _LONGEST = 1 << 20  # bytes of a message
 
 
@@ -39,12 +38,12 @@ class TopicSource:
     ) -> None:
         self.modalities = tuple(modalities)
         self.topics = tuple(f"{prefix}/{m.name}" for m in modalities)
-        self.refused = self.dropped = 0
+        self.refused = 0
         self.last_error = ""
         self._by_topic = dict(zip(self.topics, self.modalities, strict=True))
         self._subscribe, self._unsubscribe = subscribe, unsubscribe
         self._pace = {m.name: Pace(m.rate_hz) for m in modalities}
-        self._pieces: queue.Queue[Samples | None] = queue.Queue(_WAITING)
+        self._inbox = Inbox()
         self._ended = False
 
     def open(self) -> None:
@@ -56,18 +55,18 @@ class TopicSource:
         if modality is None or self._ended:
             return
         try:
-            self._put(self._samples(payload, modality))
+            self._inbox.put(self._samples(payload, modality))
         except BadSamples as error:
             self.refused += 1
             self.last_error = str(error)
 
     def read(self, timeout: float | None = None) -> Samples | None:
-        if self._ended:
-            return None
-        try:
-            return self._pieces.get(timeout=timeout)
-        except queue.Empty:
-            return None
+        return None if self._ended else self._inbox.get(timeout)
+
+    @property
+    def dropped(self) -> int:
+        """Pieces that nobody read in time."""
+        return self._inbox.dropped
 
     @property
     def ended(self) -> bool:
@@ -77,7 +76,7 @@ class TopicSource:
         if not self._ended:
             self._ended = True
             self._unsubscribe(self.topics)
-            self._put(None)
+            self._inbox.wake()
 
     def _samples(self, payload: bytes, modality: Modality) -> Samples:
         if len(payload) > _LONGEST:
@@ -91,13 +90,3 @@ class TopicSource:
                 first = self._pace[modality.name].stamp(1, time.time())
                 return Samples(first, modality.rate_hz, {modality.name: row[None]})
         raise BadSamples(f"{modality.name}: expected {width} finite numbers, or an object with time, rate and values")
-
-    def _put(self, samples: Samples | None) -> None:
-        while True:
-            try:
-                self._pieces.put_nowait(samples)
-                return
-            except queue.Full:
-                with contextlib.suppress(queue.Empty):
-                    self._pieces.get_nowait()
-                    self.dropped += 1

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensors import mhealth, pamap2
+from sensors.cache import CONTENTS
 from sensors.gaps import hold, interpolate
 from sensors.locate import find
 from sensors.mhealth import Mhealth
@@ -174,6 +175,43 @@ def test_the_second_reading_comes_from_the_cache(pamap2_file: Path) -> None:
     os.utime(pamap2_file, ns=(about.st_atime_ns, about.st_mtime_ns))
     again = only(data, "101")
     assert all(np.array_equal(s, again.streams[n], equal_nan=True) for n, s in first.streams.items())
+
+
+def _zeros(files: list[Path]) -> None:
+    """What a power cut may leave: the length is there, the content is not."""
+    for file in files:
+        if file.suffix == ".npy":
+            file.write_bytes(file.read_bytes()[:128] + bytes(file.stat().st_size - 128))
+
+
+def _one_bit(files: list[Path]) -> None:
+    file = next(f for f in files if f.name == "chest_gyro.npy")
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+
+
+def _one_lost(files: list[Path]) -> None:
+    next(f for f in files if f.name == "heart_rate.npy").unlink()
+
+
+def _nothing_said(files: list[Path]) -> None:
+    next(f for f in files if f.name == CONTENTS and (f.parent / "labels.npy").exists()).write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_zeros, _one_bit, _one_lost, _nothing_said])
+def test_a_damaged_cache_is_made_anew_and_never_read(
+    pamap2_file: Path, tmp_path: Path, damage: Callable[[list[Path]], None]
+) -> None:
+    first = only(Pamap2(pamap2_file.parent), "101")
+    kept = sorted(f for f in (tmp_path / "cache").rglob("*") if f.is_file())
+    assert len(kept) > 10
+    whole = {file: file.read_bytes() for file in kept}
+    damage(kept)
+    again = only(Pamap2(pamap2_file.parent), "101")
+    assert list(again.streams) == list(first.streams) and np.array_equal(again.labels, first.labels)
+    assert all(np.array_equal(s, again.streams[n], equal_nan=True) for n, s in first.streams.items())
+    assert {file: file.read_bytes() for file in kept} == whole
 
 
 def test_a_replay_of_pamap2_gives_its_windows(written: Path) -> None:
