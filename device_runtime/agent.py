@@ -348,7 +348,7 @@ class Agent:
 
     @_on.register
     def _profiled(self, event: Profiled, now: float) -> list[Action]:
-        self._birth.measured(event.speed, now)
+        self._birth.measured(event, now)
         return []
 
     @_on.register

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from device_runtime.events import Power, SensorsChanged
+from device_runtime.events import Power, Profiled, SensorsChanged
 from protocol.messages import BlockSpeed, Status
 
 NEWS = 0.2  # relative change of a block's seconds or of the watts that is worth a birth
@@ -37,9 +37,10 @@ class Birth:
             self._soon(now)
         return before != self.status.modalities
 
-    def measured(self, speed: Mapping[str, BlockSpeed], now: float) -> None:
-        """Take in the seconds per window and block."""
-        self.status = self.status.model_copy(update={"speed": dict(speed)})
+    def measured(self, event: Profiled, now: float) -> None:
+        """Take in the seconds per window and block, and where they were measured."""
+        speed = event.speed
+        self.status = self.status.model_copy(update={"speed": dict(speed), "accelerator": event.accelerator})
         if _moved(self._speed, speed):
             self.due = now
 

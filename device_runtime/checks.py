@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from device_runtime import accelerator
 from device_runtime.config import Settings
 from device_runtime.local import ask
 from device_runtime.power import PowerError, find
@@ -275,6 +276,8 @@ def torch(settings: Settings, running: Running) -> Iterator[Result]:
         yield Result("torch", Level.WARN, "not installed: this device senses and infers but cannot train", todo)
     else:
         yield _imported("torch", "torch")
+        if gpu := accelerator.problem(settings.device.accelerator):
+            yield Result("torch", Level.FAIL, *gpu.split("; ", 1))
 
 
 def onnxruntime(settings: Settings, running: Running) -> Iterator[Result]:

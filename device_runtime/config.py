@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from device_runtime.accelerator import Wish
 from device_runtime.inference_config import InferenceConfig
 from device_runtime.sensors_config import LiveConfig
 from protocol.config import BrokerConfig, FilePath, Party, Section, load
@@ -48,6 +49,7 @@ class DeviceConfig(Section):
     source        a replayed recording; live  its own sensors instead
     inference     predictions on the device; without it there are none
     train         false: only sense, infer and report
+    accelerator   where it trains: cpu, cuda, or auto, which measures both and takes the faster for the model
     memory        bytes that training windows may take; the oldest give way
     state         folder of its outbox
     quota         share of one CPU core, 0: not limited
@@ -66,6 +68,7 @@ class DeviceConfig(Section):
     live: LiveConfig | None = None
     inference: InferenceConfig | None = None
     train: bool = True
+    accelerator: Wish = "auto"
     memory: Annotated[int, Field(ge=1 << 16)] = 64 * 1024 * 1024
     state: FilePath = Path("state")
     quota: Annotated[float, Field(ge=0, le=64)] = 0.0

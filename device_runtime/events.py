@@ -79,9 +79,10 @@ class SensorsChanged:
 
 @dataclass(frozen=True)
 class Profiled:
-    """Measured seconds per window and block."""
+    """Measured seconds per window and block, and the processor they were measured on."""
 
     speed: Mapping[str, BlockSpeed]
+    accelerator: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Features:
             _, new, old = np.intersect1d(ids, self._ids, return_indices=True)
             new, old = new[self._have[old]], old[self._have[old]]
             rows = self._rows.new_zeros((len(ids), self._rows.shape[1]))
-            rows[torch.from_numpy(new)] = self._rows[torch.from_numpy(old)]
+            rows[torch.from_numpy(new).to(rows.device)] = self._rows[torch.from_numpy(old).to(rows.device)]
             have[new] = True
             self._rows = rows
         self._ids, self._have = ids.copy(), have
@@ -58,10 +58,10 @@ class Features:
         self._have[missing] = True
         self.computed += len(missing)
 
-    def rows(self, chosen: npt.NDArray[np.int64]) -> Tensor:
-        """Features (B, d_m) of windows that all have them."""
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Features (B, d_m) of windows that all have them; `chosen` lies where they do."""
         assert self._rows is not None
-        return self._rows[torch.from_numpy(chosen).to(self._rows.device)]
+        return self._rows[chosen]
 
 
 class ResidentFeatures:
@@ -71,7 +71,7 @@ class ResidentFeatures:
         self._kept: dict[str, tuple[object, Features]] = {}
 
     def of(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> Features:
-        """The features of `name` under frozen weights `base` (digest and precision), aligned to these windows."""
+        """The features of `name` under frozen weights `base` (trainer.kind), aligned to these windows."""
         known = self._kept.get(name)
         if known is None or known[0] != base:
             known = self._kept[name] = (base, Features())

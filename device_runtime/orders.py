@@ -44,11 +44,12 @@ def evaluated(
 
     spec = network.spec
     x, y = normalised(windows, present, held)
+    where = next(network.parameters()).device
     confusion = np.zeros((spec.classes, spec.classes), np.int64)
     with torch.no_grad():
         for begin in range(0, len(y), BATCH):
-            batch = {m: torch.from_numpy(v[begin : begin + BATCH]) for m, v in x.items()}
-            said = network(batch).argmax(dim=1).numpy()
+            batch = {m: torch.from_numpy(v[begin : begin + BATCH]).to(where) for m, v in x.items()}
+            said = network(batch).argmax(dim=1).cpu().numpy()
             np.add.at(confusion, (y[begin : begin + BATCH], said), 1)
     right = float(np.trace(confusion)) / max(1, len(y))
     versions = {b: held[b].manifest.version for b in (*present, SHARED)}

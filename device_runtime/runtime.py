@@ -103,9 +103,10 @@ class Runtime:
         trains = self.config.train and torch_is_here()
         share = min(1.0, self.config.quota or 1.0)  # training runs on one thread
         progress = Progress(self.config.folder)
-        self.worker = (
-            trainer(self.config.id, self.boot, self._queue.put, self.joules, progress, share) if trains else None
-        )
+        self.worker = None
+        if trains:
+            say, wish = self._queue.put, self.config.accelerator
+            self.worker = trainer(self.config.id, self.boot, say, self.joules, progress, share, wish)
         birth = Status(
             online=True,
             boot=self.boot,

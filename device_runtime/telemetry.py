@@ -32,6 +32,8 @@ def values(runtime: Runtime) -> dict[str, Any]:
     worker = runtime.worker
     if worker and worker.busy.wall:
         found["cpu_share"], found["cpu_quota"] = worker.busy.share, runtime.config.quota
+    if worker:
+        found["accelerator"] = worker.accelerator
     if worker and worker.last:
         found["predicted_seconds"], found["measured_seconds"] = worker.last.predicted, worker.last.measured
         found["prediction_error"] = worker.profile.median_error

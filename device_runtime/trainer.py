@@ -2,6 +2,7 @@
 
 At step t a block takes part if it has steps left (t < steps[block]) and its modality was not dropped. A block that
 takes no part gets no gradient, so neither its weights nor its momentum change, and its features come from a cache.
+Everything lives where the labels `y` do, on the CPU or on a GPU; a step never waits for the GPU.
 The rule itself (sampling, dropout, momentum) is models.local's; the simulator follows the same one.
 """
 
@@ -58,6 +59,11 @@ def never() -> bool:
     return False
 
 
+def kind(base: object, local: Local, where: str) -> tuple[object, bool, str]:
+    """What features of a frozen encoder depend on besides the windows: its weights, the precision, the processor."""
+    return base, local.double, where
+
+
 def train(
     network: Network,
     x: Mapping[str, Tensor],
@@ -87,7 +93,7 @@ def train(
     run = _Run(network, x, y, steps, local, device, round)
     if run.resident_encoders and resident is not None:
         ids = window_ids if window_ids is not None else np.arange(run.windows)
-        run.cache = {m: resident.of(m, ((base_of or {}).get(m), local.double), ids) for m in run.present}
+        run.cache = {m: resident.of(m, kind((base_of or {}).get(m), local, y.device.type), ids) for m in run.present}
     started, computed_before = time.perf_counter(), {m: f.computed for m, f in run.cache.items()}
     before = resume.seconds if resume else 0.0
     partial = False
@@ -98,6 +104,7 @@ def train(
         if partial:
             break
         run.step(t)
+    run.watch.finish()
     wall = time.perf_counter() - started
     busy, times = run.watch.busy, run.watch.settle(wall)
     computed = {m: run.encoded[m] + run.cache[m].computed - computed_before.get(m, 0) for m in run.present}
@@ -120,14 +127,15 @@ class _Run:
     ) -> None:
         self.network, self.spec, self.local = network, network.spec, local
         dtype = torch.float64 if local.double else torch.float32
-        network.to(dtype)
+        network.to(y.device, dtype)
         self.y, self.windows = y.long(), len(y)
         self.steps = {b: s for b, s in steps.items() if s > 0}
         self.total = max(self.steps.values(), default=0)
-        self.x = {m: x[m].to(dtype) for m in self.spec.names if m in x}
+        self.x = {m: x[m].to(y.device, dtype) for m in self.spec.names if m in x}
         self.present = [m for m in self.spec.names if m in self.x or local.zero_fill]
         self._check()
         self.chosen = batches(local, device, round, self.windows, self.total)  # (steps, batch)
+        self.rows = torch.from_numpy(self.chosen).to(y.device)  # the same, where the windows are
         self.kept = kept(local, device, round, self.total, self.present)  # (steps, present)
         self.parameters = {b: [p.detach() for p in network.parameters_of(b)] for b in self.steps}
         self.base = {b: [p.clone() for p in self.parameters[b]] for b in self.steps}
@@ -139,7 +147,7 @@ class _Run:
         self.encoded = dict.fromkeys(self.present, 0)
         self.done = dict.fromkeys(self.steps, 0)
         self.losses, self.seen = torch.zeros((), dtype=dtype, device=y.device), 0
-        self.watch = Stopwatch(block_costs(self.spec), cpu=y.device.type == "cpu")
+        self.watch = Stopwatch(block_costs(self.spec), y.device)
         # Detached twins share storage with the parameters but record no graph: a frozen block costs no backward pass.
         self.live = dict(network.named_parameters())
         self.still = {name: p.detach() for name, p in self.live.items()}
@@ -165,11 +173,11 @@ class _Run:
         if not active:
             return
         tensors = self.still | {name: self.live[name] for b in active for name in self.names[b]}
-        rows = self.chosen[t]
-        features = {m: self._features(m, rows, tensors, m in active) for m in here}
+        rows = self.rows[t]
+        features = {m: self._features(m, t, tensors, m in active) for m in here}
         with self.watch.fusion(len(rows)):
             scores = fuse(self.spec, tensors, features)
-            loss = F.cross_entropy(scores, self.y[torch.from_numpy(rows)])
+            loss = F.cross_entropy(scores, self.y[rows])
         inputs = [self.live[name] for b in active for name in self.names[b]]
         with self.watch.backward(active, features, len(rows)):
             flat = torch.autograd.grad(loss, inputs)
@@ -180,24 +188,25 @@ class _Run:
         for b in active:
             self.done[b] += 1
 
-    def _features(self, m: str, rows: npt.NDArray[np.int64], tensors: dict[str, Tensor], active: bool) -> Tensor:
-        """(B, d_m): through the graph while the encoder learns, else from the cache."""
+    def _features(self, m: str, t: int, tensors: dict[str, Tensor], active: bool) -> Tensor:
+        """(B, d_m) of step t: through the graph while the encoder learns, else from the cache."""
+        rows = self.rows[t]
         frozen = self.resident_encoders or not active
         if not (frozen and self.local.cache and m in self.x):
             with self.watch.forward(m, len(rows)):
                 self.encoded[m] += len(rows)
                 return encode(self.spec, m, self.still if frozen else tensors, self._rows(m, rows))
         cache = self.cache[m]
-        missing = cache.missing(rows)
+        missing = cache.missing(self.chosen[t])
         if len(missing):
             with self.watch.forward(m, len(missing)):
                 cache.fill(missing, self.x[m], lambda x: encode(self.spec, m, self.still, x))
         with self.watch.fusion(0):  # reading the cache belongs to the step, not to the encoder
             return cache.rows(rows)
 
-    def _rows(self, m: str, rows: npt.NDArray[np.int64]) -> Tensor:
+    def _rows(self, m: str, rows: Tensor) -> Tensor:
         if m in self.x:
-            return self.x[m][torch.from_numpy(rows)]
+            return self.x[m][rows]
         i = self.spec.input(m)
         return self.losses.new_zeros((len(rows), i.channels, i.samples))
 

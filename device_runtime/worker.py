@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from device_runtime import accelerator
+from device_runtime.accelerator import Wish
 from device_runtime.assignments import BASE, blocks
 from device_runtime.downloads import Held
 from device_runtime.events import Event, OrderDone, Power, Profiled, StartTraining, TrainingDone, TrainingFailed
@@ -52,7 +54,8 @@ def prepare() -> None:
 class Worker:
     """Trains in a thread of its own. `say` takes the resulting events and only enqueues.
 
-    share   of one core that this process may use
+    share          of one core that this process may use
+    wish           where training should be done; `accelerator` is the name of where it is
     """
 
     def __init__(
@@ -63,7 +66,10 @@ class Worker:
         joules: Joules,
         progress: Progress,
         share: float = 1.0,
+        wish: Wish = "auto",
     ) -> None:
+        self._wish, self._where, self._problem = wish, "cpu", ""
+        self.accelerator = "cpu"
         self._progress = progress
         self._share = share
         self.profile = Profile()
@@ -118,18 +124,49 @@ class Worker:
         self._network, self._resident, self._bases = Network(spec), ResidentFeatures(), {}
         self.wire.forget()
         self.profile = Profile()
+        self._problem = accelerator.problem(self._wish)
+        if self._problem:
+            log.error("%s", self._problem)
         if not self._joules.idle_watts:
             self._joules.measure_idle(IDLE)
         here = [m for m in spec.names if m in owned]
-        if here:
+        if here and not self._problem:
             self._calibrate(spec, here)
-            self._say(Profiled(dict(self.profile.speed)))
+            self._tell_speed()
         self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
 
     def _calibrate(self, spec: ModelSpec, here: Sequence[str]) -> None:
+        """Measure the model wherever it may be trained, and train where it is fastest from now on."""
         from device_runtime.calibration import measure
 
-        self.profile.observe(measure(spec, here, share=self._share, stop=lambda: self._closing))
+        accelerator.exact()
+        measured = {}
+        for where in accelerator.candidates(self._wish):
+            try:
+                measured[where] = measure(spec, here, where=where, share=self._share, stop=lambda: self._closing)
+            except RuntimeError as error:  # a torch that was built for other GPUs, or one whose memory is full
+                self._problem = f"training on {where} is not possible: {str(error).splitlines()[0]}"
+                log.warning("%s", self._problem)
+        if not measured:
+            return
+        self._problem = ""
+        if len(measured) > 1:
+            each = ", ".join(f"{w} {1e6 * accelerator.step_seconds(t):.1f}" for w, t in measured.items())
+            log.info("microseconds per window of a training step: %s", each)
+        self._settle(accelerator.faster(measured))
+        self.profile.observe(measured[self._where])
+
+    def _settle(self, where: str) -> None:
+        """Train there from now on; what is kept elsewhere is of no use."""
+        from device_runtime.features import ResidentFeatures
+
+        if where != self._where:
+            self._where, self.profile, self._resident = where, Profile(), ResidentFeatures()
+        self.accelerator = accelerator.name(where)
+        log.info("training on %s", self.accelerator)
+
+    def _tell_speed(self) -> None:
+        self._say(Profiled(dict(self.profile.speed), self.accelerator))
 
     def _train(self, start: StartTraining, windows: Labelled) -> None:
         from device_runtime.trainer import TrainingError
@@ -145,7 +182,7 @@ class Worker:
                 self._say(TrainingFailed(a.id, late))
             else:
                 self._say(TrainingDone(a.id, self._update(start, trained, len(windows))))
-                self._say(Profiled(dict(self.profile.speed)))
+                self._tell_speed()
                 self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
         except (TrainingError, ValueError) as error:
             self._say(TrainingFailed(a.id, str(error)))
@@ -164,9 +201,10 @@ class Worker:
         here = tuple(m for m in spec.names if m in windows.x)
         if order.kind == "profile":
             self._calibrate(spec, here)
-            self._say(Profiled(dict(self.profile.speed)))
+            self._tell_speed()
             speed = {b: {"forward": s.forward, "backward": s.backward} for b, s in self.profile.speed.items()}
-            return answered(order, {"seconds_per_window": speed, "prediction_error": self.profile.median_error})
+            found = {"seconds_per_window": speed, "prediction_error": self.profile.median_error}
+            return answered(order, {**found, "accelerator": self.accelerator}, self._problem)
         needed = blocks(here, spec)
         lacking = [b for b in needed if b not in held]
         if lacking or not len(windows):
@@ -180,11 +218,11 @@ class Worker:
     def _trained(self, start: StartTraining, windows: Labelled) -> Trained:
         import torch
 
-        from device_runtime.trainer import train
+        from device_runtime.trainer import kind, train
 
         a, network = start.assignment, self._network
-        if network is None:
-            raise ValueError("no model is known yet")
+        if network is None or self._problem:
+            raise ValueError(self._problem or "no model is known yet")
         torch.set_num_threads(1)  # each thread has its own count
         local = Local.from_dict(a.training)
         self._load(network, start.blocks, double=local.double)
@@ -194,12 +232,15 @@ class Worker:
             log.info("round %d: goes on at step %d, where it was stopped", a.round, resume.step)
         budget = self._budget(start, resume.seconds if resume else 0.0)
         assert self._resident is not None  # made with the network
-        lacking = {m: self._resident.lacking(m, (self._bases.get(m), local.double), windows.ids) for m in start.present}
+        lacking = {
+            m: self._resident.lacking(m, kind(self._bases.get(m), local, self._where), windows.ids)
+            for m in start.present
+        }
         predicted = self.profile.seconds(network.spec, start.present, a.steps, local, len(windows), lacking)
         trained = train(
             network,
-            {m: torch.from_numpy(values) for m, values in x.items()},
-            torch.from_numpy(y),
+            {m: torch.from_numpy(values).to(self._where) for m, values in x.items()},
+            torch.from_numpy(y).to(self._where),
             a.steps,
             local,
             device=self._device,
@@ -238,7 +279,7 @@ class Worker:
         """Put these versions into the network; bases only where they changed."""
         import torch
 
-        network.to(torch.float64 if double else torch.float32)
+        network.to(self._where, torch.float64 if double else torch.float32)
         for name, held in blocks.items():
             block = name.removesuffix(BASE)
             base = name != block

@@ -200,6 +200,7 @@ class Status(Message):
     windows: Count = 0  # labelled training windows at hand
     can_train: bool = False
     speed: dict[str, BlockSpeed] = {}
+    accelerator: str = ""  # what trains: cpu, or cuda with the GPU's name; empty: not known yet
     scale: dict[str, Scale] = {}
     watts: Finite = 0.0  # above idle while training; 0: not known
     idle_watts: Finite = 0.0

@@ -68,11 +68,13 @@ def _run(config: Path, device: str | None, *, verbose: bool, metrics: str | None
 
 
 def _live(known: Settings, metrics: str | None) -> int:
+    from device_runtime import accelerator
     from device_runtime.quota import limit
     from device_runtime.runtime import Runtime
     from device_runtime.senses import senses
     from device_runtime.worker import prepare, torch_is_here
     from protocol.connection import connection
+    from protocol.errors import ConfigError
 
     log, config = logging.getLogger("relief.device"), known.device
     trains = config.train and torch_is_here()
@@ -80,6 +82,8 @@ def _live(known: Settings, metrics: str | None) -> int:
     log.info("device %s: %s", config.id, note)
     if trains:
         prepare()
+        if problem := accelerator.problem(config.accelerator):
+            raise ConfigError(f"device {config.id}", [problem])
     runtime = Runtime(known, connection(known.broker, config.id), sensing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: runtime.stop(signal.Signals(n).name))
