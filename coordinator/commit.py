@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.aggregation import Contribution, Divergence
 from coordinator.events import UpdateHead
+from coordinator.lateness import aged
 from coordinator.robust import Sliced, robust_fold
 from coordinator.strategies.base import Strategy
 from models.local import effective_steps
@@ -36,9 +37,10 @@ def fold_round(
     """Fold `heads` (in the order given: device order) into the next versions of `blocks`.
 
     `delta` is asked for one block of one update at a time, so memory holds a few vectors of one block whatever the
-    fleet's size, and the result is the same to the last bit whatever order the updates arrived in.
+    fleet's size, and the result is the same to the last bit whatever order the updates arrived in. Changes that began
+    from older versions than `versions` weigh less.
     """
-    momentum = strategy.local().momentum
+    momentum, delta = strategy.local().momentum, aged(delta, versions)
     total = sum(head.samples for head in heads)
     done = Commit({}, {}, {})
     for block, base in blocks.items():

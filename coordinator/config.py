@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from coordinator.defence import Defence
 from coordinator.quarantine import Limits
@@ -38,6 +38,7 @@ class CoordinatorConfig(Section):
     deadline   "none", "fastest", "learned", a quantile below 1, or seconds
     joules     allowance per device and round, 0: none;  bytes  likewise for the uplink
     robust     how a cohort's updates become one, where a share of `hostile` devices is to be withstood
+    buffer     updates that close a round, 0: everybody is waited for;  staleness  rounds that one may come late
     norm_bound updates longer than so many times the cohort's median are refused; 0: none are
     strikes    refusals within an hour that lead into quarantine; 0: none do
     """
@@ -45,6 +46,8 @@ class CoordinatorConfig(Section):
     folder: FilePath = Path("runs/relief")
     strategy: str = "relief"
     rounds: Annotated[int, Field(ge=0)] = 0
+    buffer: Annotated[int, Field(ge=0)] = 0
+    staleness: Annotated[int, Field(ge=0)] = 0
     expect: Annotated[int, Field(ge=1)] = 1
     gather: Annotated[float, Field(ge=0)] = 30.0
     settle: Annotated[float, Field(ge=0)] = 2.0
@@ -81,4 +84,11 @@ class CoordinatorConfig(Section):
         return Defence(bound=self.norm_bound, limits=limits, momentum=self.training.momentum)
 
     def pace(self) -> Pace:
-        return Pace(self.expect, self.gather, self.settle, self.patience, self.margin, self.rounds)
+        return Pace(
+            self.expect, self.gather, self.settle, self.patience, self.margin, self.rounds, self.buffer, self.staleness
+        )
+
+    @model_validator(mode="after")
+    def _paced(self) -> CoordinatorConfig:
+        self.pace()  # raises ValueError where buffer and staleness contradict each other
+        return self

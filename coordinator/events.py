@@ -123,6 +123,7 @@ class Open:
     """Journal that a round begins, before any of its assignments is sent.
 
     normalisation, versions    modality -> centre and width that are new, and the version that carries them
+    late                       device -> its assignment of a closed round that may still be answered
     """
 
     round: int
@@ -130,6 +131,7 @@ class Open:
     assignments: dict[str, Assignment]
     normalisation: dict[str, tuple[list[float], list[float]]]
     versions: dict[str, int] = field(default_factory=dict)
+    late: dict[str, Assignment] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,10 @@ class Send:
 
 @dataclass(frozen=True)
 class Store:
-    """Journal an update; answered by Stored once it is on disk."""
+    """Journal an update for this round, which may be later than its own; answered by Stored once it is on disk."""
 
     head: UpdateHead
+    round: int
 
 
 @dataclass(frozen=True)

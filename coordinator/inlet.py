@@ -91,8 +91,7 @@ class Inlet:
                 self._feed(Declined(device, report.id, report.reason))
 
     def _update(self, device: str, update: Update) -> None:
-        assignment = self._core.assignments.get(device)
-        asked = assignment is not None and assignment.id == update.assignment
+        asked = self._core.asked(device, update.assignment) is not None
         reason = check(update, device, self.cut) or self._defence.judge(update, asked=asked)
         if reason:
             self._speaker.answer(Acknowledge(device, update.id, False, reason))

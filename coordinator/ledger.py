@@ -19,6 +19,7 @@ from coordinator.checkpoint import Checkpoint, latest, save
 from coordinator.commit import Commit, fold_round
 from coordinator.events import Open, UpdateHead
 from coordinator.journal import Journal, Record
+from coordinator.lateness import unanswered
 from coordinator.strategies.base import Strategy
 from models.partition import Vector
 from models.spec import ModelSpec
@@ -44,6 +45,8 @@ class Resumed:
     assignments: dict[str, Assignment] = field(default_factory=dict)
     stored: dict[str, UpdateHead] = field(default_factory=dict)
     done: dict[str, UpdateHead] = field(default_factory=dict)
+    late: dict[str, Assignment] = field(default_factory=dict)  # of closed rounds, not answered
+    opened: bool = False  # whether `round` has begun
     said: str = ""
 
 
@@ -73,18 +76,19 @@ class Ledger:
                 "assignments": {d: a.model_dump() for d, a in action.assignments.items()},
                 "scales": {m: [center, width] for m, (center, width) in action.normalisation.items()},
                 "versions": action.versions,
+                "late": {d: a.model_dump() for d, a in action.late.items()},
             },
         )
 
-    def update(self, head: UpdateHead, update: Update) -> None:
-        """Journal an update: its head, and its deltas one behind the other as body."""
+    def update(self, head: UpdateHead, update: Update, round: int) -> None:
+        """Journal an update to be folded into `round`: its head, and its deltas one behind the other as body."""
         layout, parts, start = {}, [], 0
         for block, work in update.blocks.items():
             raw = work.delta.data
             layout[block] = [start, len(raw), work.delta.dtype, work.delta.scale]
             parts.append(raw)
             start += len(raw)
-        header = {"head": head.to_dict(), "layout": layout}
+        header = {"head": head.to_dict(), "layout": layout, "into": round}
         self._at[head.id] = self.journal.append("update", header, b"".join(parts))
         self._layout[head.id] = layout
 
@@ -125,6 +129,7 @@ class Ledger:
             "scales": {m: [center, width] for m, (center, width) in resumed.scales.items()},
             "strategy": {"name": strategy.name, "state": strategy.state()},
             "done": {d: head.to_dict() for d, head in resumed.done.items()},
+            "late": {d: a.model_dump() for d, a in resumed.late.items()},
         }
         written = save(
             self.folder / "checkpoints", resumed.round - 1, dict(resumed.blocks), self.spec, meta, base=dict(base)
@@ -159,10 +164,11 @@ class Ledger:
                 # Written in one batch with the commit before it, of which a crash left only this: it never happened.
                 continue
             elif record.kind == "open":
-                at.assignments = {d: Assignment.model_validate(a) for d, a in header["assignments"].items()}
+                at.assignments = _assignments(header["assignments"])
                 at.scales.update({m: (c, w) for m, (c, w) in header["scales"].items()})
                 at.versions.update({m: int(v) for m, v in header["versions"].items()})
-                at.stored = {}
+                at.late = _assignments(header.get("late", {}))
+                at.stored, at.opened = {}, True
                 # The plan itself is not replayed, only what it led to; a strategy that draws does so by round.
             elif record.kind == "update":
                 head = UpdateHead.from_dict(header["head"])
@@ -185,6 +191,7 @@ class Ledger:
         at.versions = {block: int(v) for block, v in meta["versions"].items()}
         at.scales = {m: (c, w) for m, (c, w) in meta["scales"].items()}
         at.done = {d: UpdateHead.from_dict(h) for d, h in meta["done"].items()}
+        at.late = _assignments(meta.get("late", {}))
         if meta["strategy"]["name"] != strategy.name:
             raise CannotResume(
                 f"{self.folder}: the run was made with strategy {meta['strategy']['name']!r}, the configuration says "
@@ -237,7 +244,9 @@ class Ledger:
         strategy.heard(int(header["round"]), sorted(used, key=lambda head: head.device))
         at.done = {head.device: head for head in used}
         at.epoch, at.round = int(header["epoch"]), int(header["round"]) + 1
-        at.assignments, at.stored = {}, {}
+        # Where updates are lost nobody can tell who has answered: then nobody is waited for, and nothing counts twice.
+        at.late = {} if len(used) < len(header["updates"]) else unanswered(at.late, at.assignments, at.done)
+        at.assignments, at.stored, at.opened = {}, {}, False
         self.forget(list(header["updates"]))
 
     def close(self) -> None:
@@ -250,4 +259,11 @@ def digest(vector: Vector) -> bytes:
 
 
 def _round_of(header: Mapping[str, Any]) -> int:
-    return int(header["head"]["round"] if "head" in header else header.get("round", 0))
+    """The round that a record belongs to: an update to the one that it is folded into."""
+    if "head" in header:
+        return int(header.get("into", header["head"]["round"]))
+    return int(header.get("round", 0))
+
+
+def _assignments(plain: Mapping[str, Any]) -> dict[str, Assignment]:
+    return {device: Assignment.model_validate(a) for device, a in plain.items()}

@@ -10,7 +10,7 @@ virtual time. `now` is any clock that does not run backwards, in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, inf
@@ -32,6 +32,7 @@ from coordinator.events import (
     UpdateHead,
     Wish,
 )
+from coordinator.lateness import Latecomers, unanswered
 from coordinator.registry import Registry, normalisation
 from coordinator.strategies.base import Plan, Strategy
 from models.spec import SHARED, ModelSpec
@@ -52,6 +53,9 @@ class Pace:
     settle     seconds without a change of any device that are waited for too: sensors that fill their windows
     patience   a round is closed after the longest predicted time x patience + margin seconds
     rounds     stop after so many rounds; 0: never
+    buffer     close a round once so many updates are in; 0: wait for everybody. Nobody's work is lost by that: a round
+               waits for those whose update would be too late for the next one
+    staleness  rounds that an update may come late and still be folded in, with less weight (coordinator.lateness)
     """
 
     expect: int = 1
@@ -60,6 +64,15 @@ class Pace:
     patience: float = 2.0
     margin: float = 5.0
     rounds: int = 0
+    buffer: int = 0
+    staleness: int = 0
+
+    def __post_init__(self) -> None:
+        if self.buffer < 0 or self.staleness < 0 or (self.buffer and not self.staleness):
+            raise ValueError(
+                f"rounds with buffer {self.buffer} and staleness {self.staleness}: a buffer needs a staleness of at "
+                f"least 1, or everybody who is slower than the buffer fills works for nothing"
+            )
 
 
 @dataclass
@@ -82,6 +95,7 @@ class Rounds:
         self.registry = Registry(self.spec)
         self.versions = self.versions or dict.fromkeys((*self.spec.names, SHARED), 0)
         self.assignments: dict[str, Assignment] = {}
+        self.late = Latecomers(self.pace.staleness)
         self.storing: dict[str, UpdateHead] = {}  # update id -> head, journalled but not yet on disk
         self.stored: dict[str, UpdateHead] = {}  # device -> its update of this round
         self.declined: dict[str, str] = {}
@@ -116,6 +130,9 @@ class Rounds:
     # -- what arrives ------------------------------------------------------------------------------
 
     def _status(self, event: StatusArrived, now: float, actions: list[Action]) -> None:
+        before = self.registry.devices.get(event.device)
+        if before and event.status.online and before.status.boot != event.status.boot:
+            self.late.restarted(event.device)
         if self.registry.arrive(event.device, event.status, now):
             actions.append(Say())
         # A device that is born again may have lost its assignment, even where nothing else about it has changed: it was
@@ -126,8 +143,8 @@ class Rounds:
             self._send(event.device, now, actions)
 
     def _update(self, head: UpdateHead, actions: list[Action]) -> None:
-        def answer(accepted: bool, reason: str = "") -> None:
-            actions.append(Acknowledge(head.device, head.id, accepted, reason))
+        def answer(accepted: bool, reason: str = "", again: bool = False) -> None:
+            actions.append(Acknowledge(head.device, head.id, accepted, reason, again))
 
         for earlier in (self.stored.get(head.device), self.done.get(head.device)):
             if earlier and earlier.id == head.id:
@@ -136,9 +153,18 @@ class Rounds:
             return None  # its answer follows once it is on disk
         reason = self._refusal(head)
         if reason:
-            return answer(False, reason)
+            # Between rounds a late update is early for the next one.
+            soon = self.late.staleness > 0 and self.phase is not Phase.TRAINING
+            return answer(False, reason, again=soon and self.asked(head.device, head.assignment) is not None)
         self.storing[head.id] = head
-        actions.append(Store(head))
+        actions.append(Store(head, self.round))
+        return None
+
+    def asked(self, device: str, assignment: str) -> Assignment | None:
+        """The assignment of this id, if the device may answer it in this round or the next."""
+        for a in (self.assignments.get(device), self.late.assignments.get(device)):
+            if a is not None and a.id == assignment:
+                return a
         return None
 
     def _refusal(self, head: UpdateHead) -> str:
@@ -146,13 +172,13 @@ class Rounds:
             return f"quarantined: {self.registry.quarantined[head.device]}"
         if head.epoch != self.epoch:
             return f"stale: trained in epoch {head.epoch}, this is epoch {self.epoch}"
-        if self.phase is not Phase.TRAINING or head.round != self.round:
+        if self.phase is not Phase.TRAINING or not 0 <= self.round - head.round <= self.late.staleness:
             return f"stale: made for round {head.round}, {self.phase.value} round {self.round}"
-        assignment = self.assignments.get(head.device)
-        if assignment is None or assignment.id != head.assignment:
+        assignment = self.asked(head.device, head.assignment)
+        if assignment is None or assignment.round != head.round:
             return f"not assigned: {head.assignment!r} is none of this device's assignments"
         if head.device in self.stored or any(other.device == head.device for other in self.storing.values()):
-            return f"duplicate: round {head.round} already has an update of this device"
+            return f"duplicate: round {self.round} already has an update of this device"
         return check_head(head, assignment)
 
     def _stored(self, event: Stored, actions: list[Action]) -> None:
@@ -160,7 +186,7 @@ class Rounds:
             head = self.storing.pop(id, None)
             if head is None:
                 continue
-            if self.phase is Phase.TRAINING and head.round == self.round and head.epoch == self.epoch:
+            if self.phase is Phase.TRAINING and self.asked(head.device, head.assignment) and head.epoch == self.epoch:
                 self.stored[head.device] = head
                 actions.append(Acknowledge(head.device, head.id, True))
             else:
@@ -170,6 +196,8 @@ class Rounds:
         assignment = self.assignments.get(event.device)
         if assignment and assignment.id == event.assignment and event.device not in self.stored:
             self.declined[event.device] = event.reason
+            actions.append(Say())
+        elif self.late.dropped(event.device, event.assignment):
             actions.append(Say())
 
     def _wish(self, event: Wish, actions: list[Action]) -> None:
@@ -186,7 +214,8 @@ class Rounds:
     # -- rounds ------------------------------------------------------------------------------------
 
     def _advance(self, now: float, actions: list[Action]) -> None:
-        if self.phase is Phase.TRAINING and (self._all_in() or now >= self.deadline) and not self.storing:
+        closes = self._enough() or self._all_in() or now >= self.deadline
+        if self.phase is Phase.TRAINING and closes and not self.storing:
             self.phase, self.wake = Phase.FOLDING, inf
             order = tuple(self.stored[d].id for d in sorted(self.stored))
             actions += [Fold(self.round, self.epoch, order), Say()]
@@ -195,8 +224,16 @@ class Rounds:
 
     def _all_in(self) -> bool:
         """Whether nobody who could still answer is left."""
-        waiting = self.assignments.keys() - self.stored.keys() - self.declined.keys()
-        return not any(self._may_answer(d) for d in waiting)
+        return not self._awaited(self.assignments.keys() | self.late.busy)
+
+    def _enough(self) -> bool:
+        """Whether the buffer is full and nobody's work would be lost by not waiting."""
+        full = self.pace.buffer and len(self.stored) >= self.pace.buffer
+        return bool(full) and not self._awaited(self.late.last_chance(self.round))
+
+    def _awaited(self, devices: Collection[str]) -> bool:
+        """Whether one of these devices may still answer."""
+        return any(self._may_answer(d) for d in set(devices) - self.stored.keys() - self.declined.keys())
 
     def _may_answer(self, device: str) -> bool:
         known = self.registry.devices.get(device)  # after a restart its birth may still be on the way
@@ -204,6 +241,10 @@ class Rounds:
 
     def _gather(self, now: float, actions: list[Action]) -> None:
         ready = [] if self.paused or self.finished else self.registry.ready()
+        if self.late.busy and ready:
+            # They train on. A round with nobody else is there to take their updates.
+            self._open([d for d in ready if d not in self.late.busy], now, actions)
+            return
         if not ready:
             self.gathering_since, self.wake = None, inf
             return
@@ -218,8 +259,9 @@ class Rounds:
         self._open(ready, now, actions)
 
     def _open(self, ready: list[str], now: float, actions: list[Action]) -> None:
-        plans = self.strategy.plan(self.round, [self.registry.member(d) for d in ready])
-        if not plans:  # nobody can do a single step within the budget: ask again when somebody changes
+        plans = self.strategy.plan(self.round, [self.registry.member(d) for d in ready]) if ready else {}
+        busy = [self.late.assignments[d] for d in self.late.busy if self._may_answer(d)]
+        if not plans and not busy:  # nobody can do a single step within the budget: ask again when somebody changes
             self.wake = inf
             return
         fresh = self._new_scales()
@@ -227,13 +269,15 @@ class Rounds:
         # A block whose normalisation changes is a new version: its assignment must not overtake its manifest.
         self.versions.update({m: self.versions[m] + 1 for m in fresh})
         self.assignments = {d: self._assignment(d, plan) for d, plan in sorted(plans.items())}
-        longest = max(plan.seconds for plan in plans.values())
+        seconds = [plan.seconds for plan in plans.values()] + [a.predicted_seconds for a in busy]
+        longest = max(seconds)
         self.stored, self.declined = {}, {}
         self.phase, self.began = Phase.TRAINING, now
         self.deadline = now + longest * self.pace.patience + self.pace.margin
         self.wake = self.deadline
         renewed = {m: self.versions[m] for m in fresh}
-        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh, renewed))
+        late = dict(self.late.assignments)
+        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh, renewed, late))
         for device in self.assignments:
             self._send(device, now, actions)
         actions.append(Say())
@@ -271,7 +315,9 @@ class Rounds:
         )
 
     def _send(self, device: str, now: float, actions: list[Action]) -> None:
-        left = max(self.deadline - now, 0.0)
+        # Work may go on for as long as it can be folded in.
+        longer = self.late.staleness * (self.deadline - self.began) if self.late.staleness else 0.0
+        left = max(self.deadline + longer - now, 0.0)
         assignment = self.assignments[device].model_copy(update={"deadline": left})
         actions.append(Send(device, assignment, max(1, ceil(left))))
 
@@ -281,8 +327,10 @@ class Rounds:
         self.versions.update(event.versions)
         self.strategy.observe(self.round, event.seen)
         self.strategy.heard(self.round, [self.stored[d] for d in sorted(self.stored)])
-        self.done, self.stored, self.assignments = self.stored, {}, {}
         self.round += 1
+        open_still = unanswered(self.late.assignments, self.assignments, self.stored)
+        self.late.keep(open_still, self.round, self.declined)
+        self.done, self.stored, self.assignments = self.stored, {}, {}
         self.phase = Phase.GATHERING
         self.gathering_since = None
         actions.append(Say())
@@ -293,7 +341,8 @@ class Rounds:
         """Continue a round that was open when the coordinator stopped, with the updates that it had."""
         self.assignments, self.stored = dict(assignments), dict(stored)
         self.phase, self.began = Phase.TRAINING, now
-        longest = max((a.predicted_seconds for a in assignments.values()), default=0.0)
+        asked = [*assignments.values(), *self.late.assignments.values()]
+        longest = max((a.predicted_seconds for a in asked), default=0.0)
         self.deadline = self.wake = now + max(longest * self.pace.patience + self.pace.margin, self.pace.gather)
 
 

@@ -138,7 +138,8 @@ class Coordinator:
         self.core.versions, self.core.done = at.versions, at.done
         self.core.scales.update(at.scales)
         self.blocks = at.blocks
-        if at.assignments:
+        self.core.late.keep(at.late, at.round)
+        if at.opened:
             self.core.reopen(at.assignments, at.stored, self._now())
         if at.begun:
             log.info("resumed: %s", at.said)
@@ -257,7 +258,7 @@ class Coordinator:
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Store):
-            self.ledger.update(action.head, self.inlet.tensors(action.head.id))
+            self.ledger.update(action.head, self.inlet.tensors(action.head.id), action.round)
             self._storing.append(action.head.id)
             self._unsaved = True
         elif isinstance(action, Open):
@@ -279,7 +280,7 @@ class Coordinator:
         self.ledger.commit(action.round, action.epoch, action.updates, done)
         self._unsaved = True
         self.blocks = {**self.blocks, **done.blocks}
-        began, assigned = self.core.began, len(self.core.assignments)
+        began, assigned = self.core.began, len({*self.core.assignments, *self.core.late.busy})
         fedavg = self._fedavg.round(self.core.registry, self.core.assignments)
         self._defence.committed()
         self._feed(Folded(action.round, done.versions, done.seen))
@@ -301,6 +302,7 @@ class Coordinator:
         """Write down where we are; a disk that is full costs only a longer replay and a longer journal."""
         core = self.core
         at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, done=core.done)
+        at.late = core.late.assignments
         try:
             written = self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
         except (JournalFull, OSError) as error:

@@ -80,7 +80,7 @@ class Speaker:
         """Tell a device what became of its update."""
         if one.accepted:
             self._defence.accepted(one.device)
-        else:
+        elif not one.again:  # it is only asked to come back
             self.refusals.refuse(one.device, one.reason)
         answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)
         self._control.publish(self._topics.device(one.device, "answer"), answer.encode())

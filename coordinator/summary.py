@@ -36,7 +36,7 @@ def summary(core: Rounds, history: History, now: float) -> dict[str, Any]:
 
 def _device(core: Rounds, id: str) -> dict[str, Any]:
     device = core.registry.devices[id]
-    status, assignment = device.status, core.assignments.get(id)
+    status, assignment = device.status, core.assignments.get(id) or core.late.assignments.get(id)
     head = core.stored.get(id) or core.done.get(id)
     return {
         "state": _state(core, id),
@@ -69,6 +69,6 @@ def _state(core: Rounds, id: str) -> str:
         return "declined"
     if id in core.stored:
         return "done"
-    if id in core.assignments:
+    if id in core.assignments or id in core.late.busy:
         return "training"
     return "ready" if device.ready else "idle"

@@ -48,7 +48,7 @@ def committed(folder: Path, rounds: int) -> dict[str, Vector]:
         for device in "abc":
             update = update_of(device, round)
             heads.append(UpdateHead.of(update))
-            ledger.update(heads[-1], update)
+            ledger.update(heads[-1], update, update.round)
         ledger.journal.sync()
         done = fold_round(method, blocks, versions, heads, ledger.delta)
         ledger.commit(round, 1, [head.id for head in heads], done)
@@ -124,7 +124,7 @@ def test_a_round_of_a_thousand_devices_is_resumed_in_less_than_two_seconds(tmp_p
             id=f"u-{name}", device=name, boot="b", round=1, epoch=1, assignment="1.1", blocks=work, samples=9
         )
         size = sum(len(w.delta.data) for w in work.values())
-        ledger.update(UpdateHead.of(update), update)
+        ledger.update(UpdateHead.of(update), update, update.round)
     ledger.journal.sync()
     ledger.close()
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """The invariants, checked after every step against what is on disk, what was said and a reference of our own.
 
-1  an update counts at most once, and only in its round
+1  an update counts at most once, and only in its round; where rounds are buffered, at most `staleness` rounds later
 2  a committed round survives: every life goes on from it, with the same bits
 3  versions only grow, and a version never means two different contents
 4  every block equals the reference aggregation of exactly the updates that the journal names
@@ -61,6 +61,8 @@ class Check:
         self.opened: dict[int, dict[str, Assignment]] = {}
         self.updates: dict[int, dict[str, tuple[str, Record, bytes]]] = defaultdict(dict)  # round -> device -> ...
         self.counted: set[tuple[str, str]] = set()  # (device, update id) in any commit
+        self.answered: dict[tuple[str, str], int] = {}  # (device, assignment) -> journal position of its update
+        self.latest: dict[str, int] = {}  # device -> last round that counted an update of it
         self.accepted: dict[int, set[tuple[str, str]]] = defaultdict(set)
         self.sent: dict[tuple[str, str], Update] = {}  # (device, id): what honest devices trained
         self.births: dict[str, list[Status]] = defaultdict(list)
@@ -125,19 +127,27 @@ class Check:
             )
             self.contents[block, version] = self.contents[block, self.versions[block]]
             self.versions[block] = version
+        for device, plain in header["late"].items():
+            old = Assignment.model_validate(plain)
+            self.hold(self.opened[old.round][device] == old, 1, f"{device}: {old.id} is not what it was asked")
+            self.hold((device, old.id) not in self.answered, 1, f"{device}: {old.id} is answered and stays open")
         for device, a in self.opened[round].items():
             for block, version in a.versions.items():
                 self.hold(version == self.versions[block], 3, f"{device} is to begin from {block} {version}")
 
     def _update(self, life: Coordinator, record: Record) -> None:
         head = record.header["head"]
-        round, device, id = head["round"], head["device"], head["id"]
-        self.hold(round == self.round + 1 and round in self.opened, 1, f"{device}'s update of round {round} is stored")
+        round, device, id = record.header["into"], head["device"], head["id"]
+        self.hold(round == self.round + 1 and round in self.opened, 1, f"{device}'s update is stored for round {round}")
+        late = round - head["round"]
+        self.hold(0 <= late <= self.world.pace.staleness, 1, f"{device}'s update counts {late} rounds late")
+        before = self.answered.setdefault((device, head["assignment"]), record.position)
+        self.hold(before == record.position, 1, f"{device}: {head['assignment']} has two updates")
         self.hold(device not in self.updates[round], 1, f"{device} has two updates in round {round}")
         body = life.ledger.journal.read(record.position)
         self.updates[round][device] = (id, record, body)
-        a = self.opened[round].get(device)
-        self.hold(a is not None, 1, f"{device} has no assignment in round {round} and an update is stored")
+        a = self.opened[head["round"]].get(device)
+        self.hold(a is not None, 1, f"{device} has no assignment in round {head['round']} and an update is stored")
         assert a is not None
         foreign = set(head["blocks"]) - set(a.steps)
         self.hold(not foreign, 5, f"{device}'s update touches {sorted(foreign)}, which it was not assigned")
@@ -163,6 +173,9 @@ class Check:
             key = (by_id[id][0], id)
             self.hold(key not in self.counted, 1, f"{key} counts a second time")
             self.counted.add(key)
+            self.latest[key[0]] = round
+            if by_id[id][1].header["head"]["round"] < round:
+                self.world.count("update folded in late")
         missing = self.accepted[round] - {(by_id[id][0], id) for id in named}
         self.hold(not missing, 8, f"round {round} lacks updates that were accepted: {sorted(missing)}")
         self._compare(life, blocks, round, [by_id[id] for id in sorted(named, key=lambda id: by_id[id][0])])
@@ -176,6 +189,9 @@ class Check:
             self.contents[block, version] = header["digests"][block]
         self.round = round
         here, asked = {by_id[id][0] for id in named}, self.world.honest & set(self.opened[round])
+        if self.world.pace.staleness:  # nobody waits for everybody: each has counted since nothing breaks any more
+            calm = self.world.rounds_at_calm
+            here, asked = {d for d, r in self.latest.items() if r > calm}, self.world.honest
         self.complete.append(bool(asked) and self.world.honest <= set(life.core.registry.ready()) and asked <= here)
 
     def _compare(
@@ -191,8 +207,9 @@ class Check:
                 samples = [head["samples"] for head, _, _ in trained]
                 steps = [effective_steps(head["blocks"][block][1], momentum) for head, _, _ in trained]
                 tau = sum(n * a for n, a in zip(samples, steps, strict=True)) / sum(samples)
-                for n, a, (_, (start, size, dtype, _), body) in zip(samples, steps, trained, strict=True):
+                for n, a, (head, (start, size, dtype, _), body) in zip(samples, steps, trained, strict=True):
                     delta = np.frombuffer(body[start : start + size], dtype).astype(np.float64)
+                    delta = delta / np.sqrt(1 + self.versions[block] - head["blocks"][block][0])
                     expected = expected + tau * n / sum(samples) * delta / a
             close = np.allclose(blocks[block], expected, rtol=1e-5, atol=1e-6)
             self.hold(close, 4, f"round {round}, block {block}: not the aggregation of the updates named")
@@ -221,7 +238,8 @@ class Check:
             late = life._now() - core.deadline
             self.hold(late < OVERDUE, 6, f"round {core.round} is {late:.1f} s over its deadline")
         for device, head in core.stored.items():
-            self.hold(head.device == device and head.round == core.round, 1, f"{device} holds an update of another")
+            right = head.device == device and core.round - head.round <= core.pace.staleness
+            self.hold(right, 1, f"{device} holds an update of another")
 
     def ended(self, life: Coordinator) -> None:
         self.hold(life.core.versions == self.versions, 3, "versions at the end are not those of the last commit")

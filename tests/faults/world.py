@@ -81,6 +81,10 @@ class World:
         self.honest: set[str] = set()
         self.check = Check(self, initial(self.spec)[0])
         self.limits = draw.choice([None, Limits(hold=20.0)])
+        buffered = random.Random(f"pace {seed}")
+        self.pace = Pace(expect=3, gather=4.0, patience=2.0, margin=3.0)
+        if buffered.random() < 0.3:
+            self.pace = replace(self.pace, buffer=buffered.choice([0, 2, 3]), staleness=buffered.choice([1, 2, 5]))
         self._crashes_while_resuming = draw.choice([0.0, 0.3])
         settings = Settings(
             epochs=draw.choice([1.0, 2.0]),
@@ -93,13 +97,13 @@ class World:
             return method(self.spec, settings)
 
         self.coordinator = CoordinatorParty(
-            self, folder / "run", self.spec, strategy, Pace(expect=3, gather=4.0, patience=2.0, margin=3.0),
+            self, folder / "run", self.spec, strategy, self.pace,
             random.Random(f"coordinator {seed}"), Disk(random.Random(f"disk {seed}")),
         )  # fmt: skip
         self.devices = [self._device(n, folder, draw) for n in range(draw.randint(5, 7))]
         self.liar: LyingParty = self.devices[0]  # type: ignore[assignment]
         self.calm_since: float | None = None
-        self._rounds_at_calm = 0
+        self.rounds_at_calm = 0
         self.clock(0.0, self.coordinator.start)
         for device in self.devices:
             self.clock(draw.uniform(0.0, 3.0), device.start)
@@ -138,7 +142,7 @@ class World:
 
     def calm(self) -> None:
         """Nothing breaks any more: from here on everything must come right by itself."""
-        self.calm_since, self._rounds_at_calm = self.clock.now, len(self.check.complete)
+        self.calm_since, self.rounds_at_calm = self.clock.now, len(self.check.complete)
         self.weather = CALM
         self.coordinator.disk.full = False
         self.coordinator.fuse.left = None
@@ -187,7 +191,7 @@ class World:
     def _done(self) -> bool:
         if self.calm_since is None or self.check.round < ROUNDS:
             return False
-        return any(self.check.complete[self._rounds_at_calm :])
+        return any(self.check.complete[self.rounds_at_calm :])
 
     def _lacking(self) -> str:
         lately = sorted(self.check.updates.get(self.check.round, {}))
