@@ -44,7 +44,7 @@ from device_runtime.events import (
     UseModel,
 )
 from device_runtime.listen import heard
-from device_runtime.local import AlreadyRunning, Asked, LocalSocket
+from device_runtime.local import Asked, LocalSocket
 from device_runtime.notify import Notify
 from device_runtime.orders import switched
 from device_runtime.outbox import Outbox
@@ -160,16 +160,11 @@ class Runtime:
         self.stop(reason)
 
     def run(self) -> int:
-        """Live until told to stop, or to start anew (RESTART)."""
+        """Live until told to stop, or to start anew (RESTART). AlreadyRunning where another process is this device."""
         if self.outbox.torn:
             log.warning("outbox: %d damaged files were removed", self.outbox.torn)
         self._say_problem()
-        try:
-            silent = self._local.open()
-        except AlreadyRunning as error:
-            log.error("%s", error)
-            return 1
-        if silent:
+        if silent := self._local.open():
             log.warning("local socket: %s", silent)
         death = Status(online=False, boot=self.boot, reason="connection lost")
         will = Will(self.topics.device(self.config.id, "status"), death.encode(), self.config.will_delay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,14 @@ _BEAT_ROWS = 11  # PAMAP2's belt reports about nine times a second
 
 
 def write_pamap2(
-    folder: Path, *, subjects: int = 3, seed: int = 0, bout_s: float = 30.0, bouts: int = 2, gaps: float = 0.004
+    folder: Path,
+    *,
+    subjects: int = 3,
+    seed: int = 0,
+    bout_s: float = 30.0,
+    bouts: int = 2,
+    gaps: float = 0.004,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Path]:
     """`Protocol/subject101.dat` and so on below `folder`.
 
@@ -42,6 +50,7 @@ def write_pamap2(
         table = _pamap2_table(recording, rng_of(seed, subject, "packets"), gaps)
         form = " ".join(["%.2f", "%d", *["%g"] * 52])
         written.append(_write(folder / "Protocol" / f"subject{101 + n}.dat", table, form, "NaN"))
+        progress(len(written))
     return written
 
 
@@ -73,6 +82,7 @@ def write_mhealth(
     bouts: int = 2,
     gaps: float = 0.0,
     absent: tuple[str, ...] = (),
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Path]:
     """`MHEALTHDATASET/mHealth_subject1.log` and so on below `folder`, with null rows between activities.
 
@@ -99,6 +109,7 @@ def write_mhealth(
         table[:, 23] = np.where(recording.labels == UNLABELLED, mhealth.NULL, recording.labels + 1)
         form = "\t".join([*["%.5g"] * 23, "%d"])
         written.append(_write(folder / "MHEALTHDATASET" / f"mHealth_subject{subject}.log", table, form, "nan"))
+        progress(len(written))
     return written
 
 

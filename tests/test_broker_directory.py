@@ -58,7 +58,7 @@ def test_a_name_that_cannot_be_is_refused_by_its_line(tmp_path: Path, text: byte
 def test_every_wrong_line_is_named_and_nothing_is_made(tmp_path: Path) -> None:
     (tmp_path / "devices").write_text("a\na\nb+\n")
     told = relief.invoke(app, ["init", str(tmp_path / "x"), "--fleet", "f", "--devices", str(tmp_path / "devices")])
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "line 2" in told.output
     assert "line 3" in told.output
     assert not (tmp_path / "x").exists()
@@ -121,7 +121,7 @@ def test_a_folder_with_a_ca_is_never_overwritten(tmp_path: Path) -> None:
     site = _site(tmp_path / "site")
     before = (site.path / "ca" / "ca.key").read_bytes()
     told = relief.invoke(app, ["init", str(site.path), "--fleet", "other", "--devices", "1"])
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "holds a CA already" in told.output
     assert (site.path / "ca" / "ca.key").read_bytes() == before
 
@@ -134,7 +134,7 @@ def test_a_folder_with_anything_in_it_is_not_used(tmp_path: Path) -> None:
 
 def test_a_fleet_name_that_no_certificate_takes_is_refused(tmp_path: Path) -> None:
     told = relief.invoke(app, ["init", str(tmp_path / "x"), "--fleet", "f" * 50, "--devices", "1"])
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "at most 44 bytes" in told.output
     assert not (tmp_path / "x").exists()
 
@@ -142,7 +142,7 @@ def test_a_fleet_name_that_no_certificate_takes_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("command", [["add", "--fleet", "f"], ["check"], ["renew"], ["revoke", "--", "d1"]])
 def test_commands_say_when_the_folder_is_none(tmp_path: Path, command: list[str]) -> None:
     told = relief.invoke(app, [command[0], str(tmp_path / "absent"), *command[1:]])
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "make one with `relief broker init" in told.output
 
 
@@ -174,7 +174,7 @@ def test_a_revoked_name_loses_its_files_and_rights(tmp_path: Path) -> None:
 def test_an_unknown_name_is_said_with_those_there_are(tmp_path: Path) -> None:
     site = _site(tmp_path / "site")
     told = relief.invoke(app, ["rotate", str(site.path), "d9"])
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "knows 0 identities called 'd9'; there are: d1, d2" in told.output
 
 

@@ -140,9 +140,9 @@ def test_a_request_for_more_than_a_devices_name_is_refused_in_one_line(
     site: Path, tmp_path: Path, more: dict[str, object], told: str
 ) -> None:
     before = (site / "record.json").read_bytes()
-    said = add(site, request(tmp_path / "bad.csr", **more), expected=1)  # type: ignore[arg-type]
+    said = add(site, request(tmp_path / "bad.csr", **more), expected=2)  # type: ignore[arg-type]
     assert told in said
-    assert len(said.strip().splitlines()) == 1
+    assert said.splitlines()[1:] == ["exit code 2 (command): docs/exit-codes.md#2-usage"]
     assert (site / "record.json").read_bytes() == before
     assert not list(tmp_path.glob("*.cert.pem"))
 
@@ -178,25 +178,25 @@ def test_what_is_no_request_is_refused_in_one_line(
 ) -> None:
     bad = tmp_path / "bad.csr"
     bad.write_bytes(spoil(request(tmp_path / "good.csr").read_bytes()))
-    said = add(site, bad, expected=1)
+    said = add(site, bad, expected=2)
     assert told in said
-    assert len(said.strip().splitlines()) == 1
+    assert said.splitlines()[1:] == ["exit code 2 (command): docs/exit-codes.md#2-usage"]
     assert "bed-7" not in Directory.open(site).record.identities
 
 
 def test_a_key_that_came_with_its_request_is_refused_and_so_is_what_is_not_there(site: Path, tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate().private_bytes(PEM, serialization.PrivateFormat.PKCS8, PLAIN)
     (tmp_path / "both.csr").write_bytes(key + request(tmp_path / "good.csr").read_bytes())
-    assert "holds a private key, which must never leave its board" in add(site, tmp_path / "both.csr", expected=1)
-    assert "cannot be read: No such file" in add(site, tmp_path / "none.csr", expected=1)
-    assert "cannot be read: Is a directory" in add(site, tmp_path, expected=1)
+    assert "holds a private key, which must never leave its board" in add(site, tmp_path / "both.csr", expected=2)
+    assert "cannot be read: No such file" in add(site, tmp_path / "none.csr", expected=2)
+    assert "cannot be read: Is a directory" in add(site, tmp_path, expected=2)
 
 
 def test_whoever_is_expected_must_ask_and_nobody_else(site: Path, tmp_path: Path) -> None:
     good = request(tmp_path / "good.csr")
-    said = add(site, good, expected=1, devices=("bed-8",))
+    said = add(site, good, expected=2, devices=("bed-8",))
     assert "asks for the name 'bed-7', expected was bed-8" in said
-    assert "no request is from bed-8" in add(site, good, expected=1, devices=("bed-7", "bed-8"))
+    assert "no request is from bed-8" in add(site, good, expected=2, devices=("bed-7", "bed-8"))
     assert "bed-7: signed until" in add(site, good, devices=("bed-7",))
     told = relief.invoke(app, ["add", str(site), "--fleet", "other", "--csr", str(request(tmp_path / "b.csr", "b"))])
     assert "no fleet other here: there are ward" in told.output
@@ -205,11 +205,11 @@ def test_whoever_is_expected_must_ask_and_nobody_else(site: Path, tmp_path: Path
 def test_several_requests_are_answered_together_or_not_at_all(site: Path, tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     one, copy = request(tmp_path / "1.csr", "one", key), request(tmp_path / "2.csr", "two", key)
-    said = add(site, one, copy, expected=1)
+    said = add(site, one, copy, expected=2)
     assert "'two' asks with the key of 'one', as a copied card does" in said
     assert not (site / "identities/ward/one").exists()
     same = request(tmp_path / "3.csr", "one")
-    assert "two requests are for 'one'" in add(site, one, same, expected=1)
+    assert "two requests are for 'one'" in add(site, one, same, expected=2)
     add(site, one, request(tmp_path / "4.csr", "two"))
     assert {"one", "two"} <= set(Directory.open(site).record.identities)
 
@@ -224,10 +224,10 @@ def test_a_boards_own_key_is_renewed_not_rotated_and_never_comes_back_once_revok
     assert after.public_key() == before.public_key()
     assert after.serial_number != before.serial_number
     told = relief.invoke(app, ["rotate", str(site), "bed-7"])
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "bed-7 made its own key, so only it can make another" in told.output
     assert relief.invoke(app, ["revoke", str(site), "bed-7"]).exit_code == 0
-    assert "'bed-7' asks with a key that was revoked" in add(site, file, expected=1)
+    assert "'bed-7' asks with a key that was revoked" in add(site, file, expected=2)
     add(site, request(tmp_path / "fresh.csr"))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -50,12 +52,49 @@ def test_help_tells_what_a_verb_does(path: str, command: click.Command) -> None:
     assert command.help, f"{path} has no help"
 
 
-@pytest.mark.parametrize(
-    "path", ["demo", "dashboard", "report", "doctor", "coordinator run", "device run", "fleet status", "fleet pause"]
-)
-def test_help_shows_an_example_that_begins_with_the_verb_itself(path: str) -> None:
-    found = dict(ALL)[f"relief {path}"]
-    assert re.search(rf"Example:\s+relief {path}", found.help or "")
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[path for path, _ in ALL])
+def test_help_shows_an_example_that_begins_with_the_verb_itself_and_can_be_said(
+    path: str, command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join((command.help or "").split())
+    assert text.count("Example:") == 1, f"{path} has no example"
+    example = text.partition("Example:")[2]
+    words = shlex.split(example)
+    verb = path.split()
+    assert words[: len(verb)] == verb
+    monkeypatch.chdir(tmp_path)
+    for _ in words:  # the files that it names are not here until they are made
+        try:
+            command.make_context(path, words[len(verb) :])
+            return
+        except Exception as error:
+            missing = re.search(r"(file|dir|path) '(.+?)' does not exist", str(error), re.IGNORECASE)
+            assert missing, f"{example}: {error}"
+            made = Path(missing[2])
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.touch() if missing[1].lower() == "file" else made.mkdir()
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[path for path, _ in ALL])
+def test_every_option_and_argument_says_what_it_is(path: str, command: click.Command) -> None:
+    silent = [p.name for p in command.params if not getattr(p, "help", None)]
+    assert silent == []
+
+
+def test_whatever_prints_a_table_prints_it_as_json_too() -> None:
+    """Tables are made with rich's Table or a panel, or line by line from findings: such modules name a json verb."""
+    makers = {
+        file.stem
+        for file in sorted((ROOT / "tools").rglob("*.py"))
+        if re.search(r"\bTable\(|fleet_panel\(|for finding in|for result in examine", file.read_text())
+        and "import typer" in file.read_text()
+    }
+    with_json = {path for path, command in ALL if any("--json" in p.opts for p in command.params)}
+    assert makers == {"accept", "broker", "cli", "data", "device", "fleet", "run"}  # run: the demo, which is a show
+    assert with_json >= {
+        "relief device accept", "relief broker check", "relief simulate", "relief data info", "relief device check",
+        "relief fleet status", "relief report", "relief doctor",
+    }  # fmt: skip
 
 
 def test_completion_knows_the_verbs() -> None:
@@ -111,6 +150,68 @@ def test_a_bad_configuration_ends_with_its_code_and_page_and_no_colour(tmp_path:
     assert "broker.prot" in told.stderr and "exit-codes.md#10-configuration" in told.stderr
     assert "\x1b[" not in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_a_coordinator_whose_journal_is_in_use_says_so_in_one_line(tmp_path: Path) -> None:
+    from coordinator.journal import Journal
+
+    (tmp_path / "fleet.toml").write_text('[coordinator]\nfolder = "run"\n')
+    journal = Journal.open(tmp_path / "run" / "journal")
+    told = relief("coordinator", "run", "--config", str(tmp_path / "fleet.toml"))
+    journal.close()
+    assert told.returncode == 41
+    assert "another process has it open" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("wish", ["", "1"])
+def test_colour_is_for_terminals_that_want_it(tmp_path: Path, wish: str) -> None:
+    """On a pseudo-terminal: an error, and a page of help, with and without NO_COLOR."""
+    for arguments, number in ((["coordinator", "run", "--config", str(tmp_path / "bad.toml")], 10), (["--help"], 0)):
+        (tmp_path / "bad.toml").write_text("[broker]\nprot = 1\n")
+        control, terminal = os.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools.cli", *arguments], stdout=terminal, stderr=terminal, stdin=terminal, cwd=ROOT,
+            env={**os.environ, "TERM": "xterm-256color", "NO_COLOR": wish},
+        )  # fmt: skip
+        os.close(terminal)
+        seen = b""
+        with contextlib.suppress(OSError):  # EIO: its end is closed
+            while piece := os.read(control, 1 << 16):
+                seen += piece
+        os.close(control)
+        assert process.wait(60) == number
+        coloured = re.search(rb"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38)", seen)
+        assert bool(coloured) == (wish == ""), seen[-500:]
+
+
+def test_progress_is_silent_without_a_terminal_and_json_is_all_there_is(tmp_path: Path) -> None:
+    made = relief("data", "generate", "mhealth", "--folder", str(tmp_path / "m" / "mhealth"), "--subjects", "1")
+    assert (made.returncode, made.stderr) == (0, "")
+    told = relief("data", "info", "synthetic", "--json")
+    assert told.stderr == ""
+    assert json.loads(told.stdout)["name"] == "synthetic"
+
+
+def test_progress_says_how_far_it_is_and_how_long_it_takes_on_a_terminal() -> None:
+    script = (
+        "import time; from tools.shown import progress\n"
+        "with progress('working', 4, 'parts') as step:\n"
+        "    for n in range(4): time.sleep(0.3); step(n + 1)\n"
+    )
+    control, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=terminal, stdout=subprocess.PIPE, cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(control, 1 << 16):
+            seen += piece
+    os.close(control)
+    assert process.communicate(timeout=60)[0] == b""
+    assert re.search(rb"working.*2 of 4 parts.*0:00:0\d", re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen))
 
 
 # -- report --------------------------------------------------------------------------------------

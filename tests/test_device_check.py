@@ -73,7 +73,8 @@ def test_a_second_process_of_the_same_device_does_not_start(running):
         LocalSocket(known.device.folder, lambda asked: None).open()
     sensing, _ = replayed(known.device, trains=False)
     other = Runtime(known, MemoryTransport(MemoryBroker(), "d1"), sensing)
-    assert other.run() == 1
+    with pytest.raises(AlreadyRunning):
+        other.run()
     assert ask(known.device.folder, {}) is not None
 
 
@@ -147,7 +148,7 @@ def test_a_device_at_a_real_broker_is_asked_by_the_command_and_keeps_its_place(b
         done = subprocess.run(
             [*command, "check", "--config", str(config), "--json"], cwd=ROOT, capture_output=True, text=True
         )
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        lines = json.loads(done.stdout)
         return done.returncode, {line["check"]: line for line in lines}
 
     _, alone = check()

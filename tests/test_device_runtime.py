@@ -409,7 +409,7 @@ def test_a_device_id_that_the_file_does_not_have_is_named(tmp_path):
     config.write_text('[[device]]\nid = "a"\n[[device]]\nid = "b"\n')
     command = [sys.executable, "-m", "tools.cli", "device", "run", "--config", str(config), "--device", "c"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
+    assert done.returncode == 10
     assert "no [[device]] has the id 'c': it has a, b" in done.stderr
 
 

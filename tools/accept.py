@@ -24,6 +24,7 @@ import typer
 from device_runtime.power import ORDER, Meter, Monitor, PowerError, find, temperatures
 from device_runtime.power.condition import SYS, nvpmodel_mode
 from device_runtime.power.estimate import PROC
+from tools.shown import Json, print_json
 
 OK, POOR, MISSING = "ok", "poor", "missing"  # as it should be; works, but look at it; not here or not working
 # Keeps every core busy until its time is over.
@@ -65,18 +66,27 @@ def accept(
     device: Annotated[str | None, typer.Option("--device", "-d", help="Which [[device]] of it.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds at rest, and again under load.")] = 20.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="The report.")] = Path("acceptance.json"),
+    as_json: Json = False,
 ) -> None:
     """Try what only a real board can show (power, clocks, providers, sensors) and write one report to send back.
 
     Exit code 1 where something is missing that a Jetson has.
+
+    Example: relief device accept --kit kits/current --config fleet.toml --device wrist-1
     """
     findings = []
     for finding in examine(Board(seconds=seconds, kit=kit, config=config, device=device)):
         findings.append(finding)
+        if as_json:
+            continue
         typer.secho(f"{finding.verdict:8}", nl=False, fg={OK: "green", POOR: "yellow", MISSING: "red"}[finding.verdict])
         typer.echo(f"{finding.check}: {finding.said}")
-    out.write_text(json.dumps({"format": 1, "findings": [asdict(f) for f in findings]}, indent=1) + "\n")
-    typer.echo(f"written: {out}")
+    table = [asdict(f) for f in findings]
+    out.write_text(json.dumps({"format": 1, "findings": table}, indent=1) + "\n")
+    if as_json:
+        print_json(table)
+    else:
+        typer.echo(f"written: {out}")
     raise typer.Exit(int(any(f.verdict == MISSING for f in findings)))
 
 

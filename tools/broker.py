@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated
@@ -18,24 +19,25 @@ from broker_config.acl import Part
 from broker_config.check import Finding, inspect
 from broker_config.directory import DEFAULT_MODEL, BadDirectory, Directory, write
 from broker_config.launcher import Broker, BrokerFailed
-from broker_config.names import BadNames
 from broker_config.settings import Bridge
 from tools import broker_live
 from tools.broker_live import NotRunning
+from tools.exit_codes import tell
+from tools.shown import Json, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Certificates, access rules and Mosquitto's configuration.")
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="The broker's folder.")]
 Fleet = Annotated[str, typer.Option(help="The fleet's name.")]
+Identity = Annotated[str, typer.Argument(help="A device, an operator's tool or a coordinator, as in identities/.")]
 
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except (BadDirectory, BadNames, BrokerFailed, NotRunning, ValueError) as error:
-        typer.secho(str(error), fg="red", err=True)
-        raise typer.Exit(1) from None
+    except (BrokerFailed, NotRunning, ValueError) as error:
+        raise typer.Exit(tell(error).number) from None
 
 
 @app.command()
@@ -121,8 +123,11 @@ def add(
 
 
 @app.command()
-def rotate(where: Where, name: str) -> None:
-    """Give an identity a new key and refuse the old one; whoever is connected with it is cut off."""
+def rotate(where: Where, name: Identity) -> None:
+    """Give an identity a new key and refuse the old one; whoever is connected with it is cut off.
+
+    Example: relief broker rotate site band-3
+    """
     with _one_line_errors():
         directory = Directory.open(where)
         identity = directory.find(name)
@@ -143,7 +148,10 @@ def renew(
     where: Where,
     days: Annotated[int, typer.Option(min=0, help="Renew what ends within so many days.")] = 60,
 ) -> None:
-    """Renew certificates that end soon, and the list of revoked ones, whose end would lock everybody out."""
+    """Renew certificates that end soon, and the list of revoked ones, whose end would lock everybody out.
+
+    Example: relief broker renew site --days 90
+    """
     with _one_line_errors():
         directory = Directory.open(where)
         before = datetime.now(timezone.utc) + timedelta(days=days)
@@ -158,8 +166,11 @@ def renew(
 
 
 @app.command()
-def revoke(where: Where, name: str) -> None:
-    """Lock an identity out for good: its certificate, its rights, and the session it has now."""
+def revoke(where: Where, name: Identity) -> None:
+    """Lock an identity out for good: its certificate, its rights, and the session it has now.
+
+    Example: relief broker revoke site band-3
+    """
     with _one_line_errors():
         directory = Directory.open(where)
         identity = directory.find(name)
@@ -180,7 +191,10 @@ def up(
     where: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The broker's folder; none: loopback.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Another port than the folder's.")] = None,
 ) -> None:
-    """Run the broker in the foreground until Ctrl-C: the folder's, or an open one on loopback."""
+    """Run the broker in the foreground until Ctrl-C: the folder's, or an open one on loopback.
+
+    Example: relief broker up site
+    """
     with _one_line_errors():
         broker = Broker(port=port or 1883) if where is None else secure(Directory.open(where), port)
         stop = threading.Event()
@@ -196,22 +210,31 @@ def up(
 
 
 @app.command()
-def check(where: Where) -> None:
-    """Look for what is wrong: dates, keys, drift, and the running broker from outside."""
+def check(where: Where, as_json: Json = False) -> None:
+    """Look for what is wrong: dates, keys, drift, and the running broker from outside.
+
+    Example: relief broker check site
+    """
     with _one_line_errors():
         directory = Directory.open(where)
         findings = [*inspect(directory), *broker_live.look(directory)]
-    for finding in findings:
-        _show(finding)
     bad = sum(finding.ok is False for finding in findings)
     warnings = sum(finding.ok is None for finding in findings)
-    typer.echo(f"{len(findings)} checks: {bad} failed, {warnings} warnings")
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            _show(finding)
+        typer.echo(f"{len(findings)} checks: {bad} failed, {warnings} warnings")
     raise typer.Exit(1 if bad else 0)
 
 
 @app.command()
 def purge(where: Where, fleet: Annotated[str, typer.Argument(help="The fleet's name.")]) -> None:
-    """Clear all that the broker retains of a fleet."""
+    """Clear all that the broker retains of a fleet.
+
+    Example: relief broker purge site ward3
+    """
     with _one_line_errors():
         cleared = broker_live.purge(Directory.open(where), fleet)
         typer.echo(f"{len(cleared)} retained messages of fleet {fleet} cleared")
@@ -224,7 +247,10 @@ def link(
     to: Annotated[str, typer.Option(help="HOST:PORT of the central broker.")],
     identity: Annotated[Path, typer.Option(help="The folder of the bridge's identity, made by `add --site` there.")],
 ) -> None:
-    """Bridge this site's broker to a central one: its coordinator then reaches this site's devices."""
+    """Bridge this site's broker to a central one: its coordinator then reaches this site's devices.
+
+    Example: relief broker link site --fleet ward3 --to central.example.org:8883 --identity bridge
+    """
     with _one_line_errors():
         directory = Directory.open(where)
         host, _, port = to.rpartition(":")

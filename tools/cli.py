@@ -56,16 +56,14 @@ def build(verbs: Iterable[str]) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the command; errors that a user can mend are one line, with the page that says what to do."""
-    from tools.exit_codes import told
+    from tools.exit_codes import tell
 
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        build([asked] if asked in VERBS else VERBS)()
+        # click knows terminals, and not this wish; rich knows both.
+        build([asked] if asked in VERBS else VERBS)(color=False if os.environ.get("NO_COLOR") else None)
     except Exception as error:
-        number, (what, where) = told(error)
-        typer.secho(what, err=True, fg="red")
-        typer.secho(where, err=True, dim=True)
-        raise SystemExit(number) from None
+        raise SystemExit(tell(error).number) from None
 
 
 if __name__ == "__main__":

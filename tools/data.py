@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from sensors.originals import write_mhealth, write_pamap2
 from sensors.published import PUBLISHED
 from sensors.recording import DataSet
 from sensors.summary import Gaps, SubjectSummary, summary
+from tools.shown import Json, print_json, progress
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, describe, plot and make up recordings.")
 
@@ -36,7 +36,10 @@ def fetch(
         Path | None, typer.Option(help="Where to put it. [default: RELIEF_DATA or ./data, then the name]")
     ] = None,
 ) -> None:
-    """Download a data set from UCI, check every file and unpack it. Continues where it broke off."""
+    """Download a data set from UCI, check every file and unpack it. Continues where it broke off.
+
+    Example: relief data fetch dsads
+    """
     if name not in PUBLISHED:
         raise ValueError(f"no data set {name!r} to fetch: expected one of {', '.join(PUBLISHED)}")
     published, target, console = PUBLISHED[name], folder or _root() / name, Console()
@@ -44,13 +47,14 @@ def fetch(
     console.print(f"Licence: {published.licence}")
     console.print(f"Please cite: {published.citation}")
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    watched = Console(stderr=True)
+    with Progress(*columns, console=watched, transient=True, disable=not watched.is_terminal) as bar:
         task = bar.add_task(name, total=None, visible=False)
         files = fetch_files(
             published,
             target,
             lambda here, total: bar.update(task, completed=here, total=total or None, visible=True),
-            bar.console.print,
+            watched.print,
         )
     console.print(f"{len(files)} files checked in {target}")
 
@@ -58,13 +62,20 @@ def fetch(
 @app.command()
 def info(
     name: Name,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Subjects, modalities, rates, seconds of every activity, and gaps."""
+    """Subjects, modalities, rates, seconds of every activity, and gaps.
+
+    Example: relief data info dsads
+    """
     found = find(name)
-    summaries = [summary(found.dataset, subject) for subject in found.dataset.subjects()]
+    subjects, summaries = found.dataset.subjects(), []
+    with progress(f"reading {name}", len(subjects), "subjects") as step:
+        for subject in subjects:
+            summaries.append(summary(found.dataset, subject))
+            step(len(summaries))
     if as_json:
-        print(json.dumps(_plain(found, summaries), indent=2))
+        print_json(_plain(found, summaries))
         return
     console = Console()
     console.print(found.note)
@@ -85,7 +96,10 @@ def plot(
     seconds: Annotated[float | None, typer.Option(help="Seconds to show. [default: all]", min=0.1)] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG. [default: NAME-SUBJECT.png]")] = None,
 ) -> None:
-    """Draw a strip chart, one strip a modality, as a PNG."""
+    """Draw a strip chart, one strip a modality, as a PNG.
+
+    Example: relief data plot mhealth --subject 1 --begin 600 --seconds 30
+    """
     from tools.strip_chart import strip_chart
 
     dataset = find(name).dataset
@@ -93,7 +107,8 @@ def plot(
     if who not in dataset.subjects():
         raise ValueError(f"{dataset.name} has no subject {who!r}: expected one of {', '.join(dataset.subjects())}")
     file = out or Path(f"{dataset.name}-{who}.png")
-    activities = strip_chart(dataset, who, file, begin, seconds)
+    with progress(f"drawing {who}"):
+        activities = strip_chart(dataset, who, file, begin, seconds)
     print(f"{file}: {len(dataset.modalities)} modalities, {activities} activities")
 
 
@@ -103,19 +118,23 @@ def generate(
     folder: Annotated[
         Path | None, typer.Option(help="Where to put it. [default: RELIEF_DATA or ./data, then the name]")
     ] = None,
-    subjects: Annotated[int, typer.Option(min=1, max=9)] = 8,
-    seed: int = 0,
+    subjects: Annotated[int, typer.Option(min=1, max=9, help="People to make up.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     bout: Annotated[float, typer.Option(help="Seconds of each activity at a time.", min=1)] = 30.0,
     bouts: Annotated[int, typer.Option(help="Times each activity is done.", min=1)] = 2,
 ) -> None:
-    """Write made-up recordings in the original format of a data set, to try things without the real ones."""
+    """Write made-up recordings in the original format of a data set, to try things without the real ones.
+
+    Example: relief data generate pamap2 --folder made-up/pamap2 --subjects 4
+    """
     writers = {"pamap2": write_pamap2, "mhealth": write_mhealth}
     if name not in writers:
         raise ValueError(f"cannot make up {name!r}: expected one of {', '.join(writers)}")
     target = folder or _root() / name
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: made-up files are not mixed with others; name another --folder")
-    files = writers[name](target, subjects=subjects, seed=seed, bout_s=bout, bouts=bouts)
+    with progress(f"writing {name}", subjects, "subjects") as step:
+        files = writers[name](target, subjects=subjects, seed=seed, bout_s=bout, bouts=bouts, progress=step)
     print(f"{len(files)} made-up files below {target}, {sum(f.stat().st_size for f in files) / 1e6:.0f} MB")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tools.accept import accept
+from tools.shown import Json, print_json
 
 COLOURS = ("green", "yellow", "red")
 
@@ -29,7 +30,7 @@ def device() -> None:
 def run(
     config: Config,
     device: Id = None,
-    verbose: bool = False,
+    verbose: Annotated[bool, typer.Option(help="Say more in the log.")] = False,
     metrics: Annotated[str | None, typer.Option(help="Serve Prometheus metrics on HOST:PORT.")] = None,
 ) -> None:
     """Run a device until it is told to end (SIGTERM, Ctrl-C).
@@ -42,26 +43,24 @@ def run(
 
 
 @app.command()
-def check(config: Config, device: Id = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Look at everything a device needs, one line each; the exit code is the worst: 0 good, 1 to look at, 2 broken."""
+def check(config: Config, device: Id = None, as_json: Json = False) -> None:
+    """Look at everything a device needs, one line each; the exit code is the worst: 0 good, 1 to look at, 2 broken.
+
+    Example: relief device check --config fleet.toml --device band-1
+    """
     from device_runtime.checks import Level, examine
     from device_runtime.config import settings
-    from protocol.errors import ConfigError
 
-    try:
-        known = settings(config, device)
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
-    worst = Level.OK
+    known, worst, table = settings(config, device), Level.OK, []
     for result in examine(known):
         worst = max(worst, result.level)
         if as_json:
-            plain = {"check": result.check, "level": result.level.name, "told": result.told, "todo": result.todo}
-            typer.echo(json.dumps(plain))
+            table.append({**asdict(result), "level": result.level.name})
         else:
             mark = typer.style(f"{result.level.name:<4}", fg=COLOURS[result.level], bold=True)
             typer.echo(
                 f"{mark} {result.check:<12} {result.told}" + (f"\n{'':18}-> {result.todo}" if result.todo else "")
             )
+    if as_json:
+        print_json(table)
     raise typer.Exit(int(worst))

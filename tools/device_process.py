@@ -43,7 +43,8 @@ def main(options: str) -> NoReturn:
     try:
         code = _run(Path(asked["config"]), asked["device"], verbose=asked["verbose"], metrics=asked["metrics"])
     except Exception as error:
-        code, lines = told(error)
+        wrong, lines = told(error)
+        code = wrong.number
         print(*lines, sep="\n", file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
@@ -54,17 +55,12 @@ def main(options: str) -> NoReturn:
 
 def _run(config: Path, device: str | None, *, verbose: bool, metrics: str | None) -> int:
     from device_runtime.config import settings
-    from protocol.errors import ConfigError
     from tools import log as logs
 
     logs.configure(logging.DEBUG if verbose else logging.INFO)
-    try:
-        known = settings(config, device)
-        logs.bind(fleet=known.fleet, device=known.device.id)
-        return _live(known, metrics)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    known = settings(config, device)
+    logs.bind(fleet=known.fleet, device=known.device.id)
+    return _live(known, metrics)
 
 
 def _live(known: Settings, metrics: str | None) -> int:

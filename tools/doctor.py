@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tools.shown import Json, print_json
+
 PACKAGES = (
     "relief-edge", "torch", "numpy", "paho-mqtt", "pydantic", "msgpack", "nicegui", "onnxruntime", "prometheus-client",
     "structlog", "jetson-stats", "bleak", "pyserial",
@@ -35,7 +37,7 @@ def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.", exists=True)] = None,
     run: Annotated[Path | None, typer.Option(help="Folder whose logs and metrics to add.", exists=True)] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("relief-doctor.zip"),
-    as_json: Annotated[bool, typer.Option("--json", help="Versions as JSON; write nothing.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Collect what a report of a fault needs into one file: versions, configuration without secrets, recent logs.
 
@@ -43,7 +45,7 @@ def doctor(
     """
     found = versions()
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.writestr("versions.json", json.dumps(found, indent=1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from dataclasses import dataclass
 
 from protocol.errors import ConfigError, ProtocolError, Unavailable
@@ -27,41 +29,68 @@ DATA = Code(20, "sensors", "20-recordings")
 BROKER = Code(30, "broker", "30-broker")
 PROTOCOL = Code(31, "protocol", "31-protocol")
 DISK = Code(40, "coordinator", "40-disk")
+RECORD = Code(41, "coordinator", "41-record")
 EXTRA = Code(50, "installation", "50-missing-extra")
+BUNDLE = Code(60, "device", "60-bundle")
+DEVICE = Code(61, "device", "61-already-running")
 INTERRUPTED = Code(130, "command", "130-interrupted")
-CODES = (REFUSED, USAGE, CONFIGURATION, DATA, BROKER, PROTOCOL, DISK, EXTRA, INTERRUPTED)
+CODES = (REFUSED, USAGE, CONFIGURATION, DATA, BROKER, PROTOCOL, DISK, RECORD, EXTRA, BUNDLE, DEVICE, INTERRUPTED)
 
 
-def code_of(error: BaseException) -> Code:
-    """The exit code for an error that ended the command."""
-    from broker_config.launcher import BrokerFailed
+def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], Code], ...]:
+    """Which error has which code, the first that fits; only what is loaded can have been raised."""
 
-    kinds: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Code], ...] = (
-        (ConfigError, CONFIGURATION),
-        (DataError, DATA),
-        ((Unavailable, BrokerFailed), BROKER),
-        (ProtocolError, PROTOCOL),
-        (ImportError, EXTRA),
-        (KeyboardInterrupt, INTERRUPTED),
-        (OSError, DISK),
+    def known(*names: str) -> tuple[type[BaseException], ...]:
+        pairs = (name.rsplit(".", 1) for name in names)
+        return tuple(getattr(sys.modules[module], kind) for module, kind in pairs if module in sys.modules)
+
+    return (
+        ((ConfigError,), CONFIGURATION),
+        ((DataError,), DATA),
+        ((Unavailable,), BROKER),
+        (known("broker_config.launcher.BrokerFailed", "broker_config.mosquitto.FetchFailed"), BROKER),
+        (known("tools.broker_live.NotRunning"), BROKER),
+        ((ProtocolError,), PROTOCOL),
+        (known("coordinator.journal.JournalFull"), DISK),
+        (known("coordinator.journal.JournalError", "coordinator.ledger.CannotResume"), RECORD),
+        (known("coordinator.checkpoint.CheckpointError"), RECORD),
+        (known("device_runtime.bundle.BadBundle", "models.kit.KitError"), BUNDLE),
+        (known("device_runtime.local.AlreadyRunning"), DEVICE),
+        ((ImportError,), EXTRA),
+        ((KeyboardInterrupt,), INTERRUPTED),
+        ((OSError,), DISK),
+        ((ValueError,), USAGE),
     )
-    return next((code for kind, code in kinds if isinstance(error, kind)), USAGE)
+
+
+def code_of(error: BaseException) -> Code | None:
+    """The exit code for an error that ended the command; None for one that has none: a fault of ours."""
+    return next((code for kinds, code in _kinds() if isinstance(error, kinds)), None)
 
 
 def mendable(error: Exception) -> bool:
     """Whether the error is something that a user can put right, so that a line says more than a traceback."""
-    from broker_config.launcher import BrokerFailed
-
     if isinstance(error, ImportError):
         return "pip install" in str(error)
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    return isinstance(error, (ProtocolError, DataError, ValueError, BrokerFailed))
+    return code_of(error) is not None
 
 
-def told(error: Exception) -> tuple[int, tuple[str, str]]:
+def told(error: Exception) -> tuple[Code, tuple[str, str]]:
     """The exit code and two lines for a person. An error that nobody can mend is raised again."""
-    if not mendable(error):
-        raise error
     code = code_of(error)
-    return code.number, (f"relief: {error}", f"exit code {code.number} ({code.part}): {HELP}#{code.anchor}")
+    if code is None or not mendable(error):
+        raise error
+    return code, (f"relief: {error}", f"exit code {code.number} ({code.part}): {HELP}#{code.anchor}")
+
+
+def tell(error: Exception) -> Code:
+    """Say it on standard error, with colours on a terminal that wants them; the error's code."""
+    import typer
+
+    code, (what, where) = told(error)
+    colour = False if os.environ.get("NO_COLOR") else None
+    typer.secho(what, err=True, fg="red", color=colour)
+    typer.secho(where, err=True, dim=True, color=colour)
+    return code

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tools.shown import progress
+
 CURRENT, PREVIOUS, PREFIX = "current", "previous", "kit-"
 
 CheckpointPath = Annotated[
@@ -18,13 +20,17 @@ Back = Annotated[bool, typer.Option("--back", help="Make the previous kit the cu
 
 
 def export(checkpoint: CheckpointPath = None, out: Out = Path("kits"), back: Back = False) -> None:
-    """Make ONNX files of a checkpoint, for inference without torch."""
+    """Make ONNX files of a checkpoint, for inference without torch.
+
+    Example: relief export runs/fleet/checkpoints --out kits
+    """
     if back:
         typer.echo(f"current: {roll_back(out).name}")
         return
     if checkpoint is None:
         raise ValueError("export: name a checkpoint, or use --back")
-    made = write(checkpoint, out)
+    with progress("exporting"):
+        made = write(checkpoint, out)
     size = sum(file.stat().st_size for file in made.iterdir())
     typer.echo(f"current: {made}  ({size / 1024:.0f} KiB)")
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from device_runtime.bundle import BadBundle
-from protocol.errors import ConfigError
 from tools.flashing.targets import TARGETS, target
 
 if TYPE_CHECKING:
@@ -26,16 +22,6 @@ TargetName = Annotated[str, typer.Option("--target", help=f"One of {', '.join(TA
 Torch = Annotated[bool, typer.Option("--with-torch", help="Bring torch for a board that has none.")]
 Extra = Annotated[list[str] | None, typer.Option(help="Further extras: ble, serial; repeatable.")]
 Secrets = Annotated[bool, typer.Option("--include-credentials", help="Pack the device's key; else it makes its own.")]
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What a user can mend is one line and exit code 2."""
-    try:
-        yield
-    except (BadBundle, ConfigError, ValueError) as error:
-        typer.secho(f"relief: {error}", err=True, fg="red")
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -54,18 +40,17 @@ def bundle(
 
     Example: relief flash bundle wrist-1 --config fleet.toml --target jetpack6
     """
-    with one_line_errors():
-        began = time.monotonic()
-        made = make(
-            to, device, config, out,
-            with_torch=with_torch, secrets=include_credentials, extra=tuple(extra or ()), lock=lock, wheel=wheel,
-        )  # fmt: skip
-        seconds = time.monotonic() - began
-        typer.echo(f"{made.path}  {made.size / 1e6:.1f} MB, {len(made.manifest.files)} files, {seconds:.1f} s")
-        typer.echo(f"sha256 {made.digest}")
-        typer.echo(f"{to}: {target(to).about}")
-        if "config/wants-identity" in made.manifest.files:
-            typer.echo("It holds no key: the board makes one, and a signing request for the broker's CA.")
+    began = time.monotonic()
+    made = make(
+        to, device, config, out,
+        with_torch=with_torch, secrets=include_credentials, extra=tuple(extra or ()), lock=lock, wheel=wheel,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    typer.echo(f"{made.path}  {made.size / 1e6:.1f} MB, {len(made.manifest.files)} files, {seconds:.1f} s")
+    typer.echo(f"sha256 {made.digest}")
+    typer.echo(f"{to}: {target(to).about}")
+    if "config/wants-identity" in made.manifest.files:
+        typer.echo("It holds no key: the board makes one, and a signing request for the broker's CA.")
 
 
 @app.command()
@@ -76,7 +61,7 @@ def verify(archive: Annotated[Path, typer.Argument(help="A bundle.", exists=True
     """
     from device_runtime.bundle import file_digest, unpack
 
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="relief-verify-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="relief-verify-") as scratch:
         manifest = unpack(archive, Path(scratch) / "bundle")
         typer.echo(f"{len(manifest.files)} files verified: {manifest.runtime} for {manifest.target}, {manifest.python}")
         typer.echo(f"sha256 {file_digest(archive)}")
@@ -103,7 +88,7 @@ def rootfs(
     from device_runtime.bundle import unpack
     from tools.flashing import rootfs as roots
 
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="relief-rootfs-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="relief-rootfs-") as scratch:
         root = roots.inspect(folder)
         typer.echo(f"{folder}: {root.host.release}, {root.host.arch}, Python {root.host.python}: {root.target.name}")
         packed = archive
@@ -142,7 +127,7 @@ def ssh(
     from tools.flashing import ssh as remote
     from tools.flashing.rootfs import Root
 
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="relief-ssh-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="relief-ssh-") as scratch:
         link = remote.Link(host, tuple(part for one in option or [] for part in ("-o", one)))
         found = remote.look(link)
         for line in found.findings():

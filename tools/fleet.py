@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +10,7 @@ from rich.live import Live
 
 from tools.fleet_update import update
 from tools.panels import fleet_panel
+from tools.shown import Json, print_json
 from tools.steering import Fleet, of_a_fleet
 from tools.watch import Watch
 
@@ -25,7 +25,7 @@ Device = Annotated[str, typer.Argument(help="The device's name, as `relief fleet
 def status(
     fleet: Fleet,
     follow: Annotated[bool, typer.Option(help="Go on showing until interrupted.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the round, the devices, the cohorts and their divergences.
 
@@ -39,7 +39,7 @@ def status(
             typer.echo(f"fleet {fleet.name}: no coordinator has said anything on {where}", err=True)
             raise typer.Exit(1)
         if as_json:
-            typer.echo(json.dumps(summary))
+            print_json(summary)
             return
         console.print(fleet_panel(summary, fleet.name))
         if follow:

@@ -24,7 +24,6 @@ from protocol.messages import PROTOCOL, Reply, Report, Request, Status, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Stopped, Transport
 from protocol.waiting import take
-from tools.flash import one_line_errors
 
 PIECE = 1 << 18
 SETTLE = 2.0  # seconds in which all retained births arrive
@@ -257,7 +256,7 @@ def update(
 
     from tools.configuration import read
 
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="relief-update-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="relief-update-") as scratch:
         manifest = unpack(bundle, Path(scratch) / "bundle")
         file = read(config)
         identity = f"operator-{operator}-update"

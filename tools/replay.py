@@ -122,12 +122,15 @@ def replay(
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with a [broker] section.")] = None,
     host: Annotated[str | None, typer.Option(help="The broker, where no file says.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port, where no file says.")] = None,
     piece: Annotated[float, typer.Option(help="Seconds of samples in one message.", min=0.01, max=10)] = 0.2,
     loop: Annotated[bool, typer.Option(help="Begin again at the end.")] = False,
     name: Annotated[str, typer.Option(help="Tells several replays on one broker apart.")] = "1",
 ) -> None:
-    """Publish a subject's recordings as sensor topics, in JSON, paced like the sensors were or faster."""
+    """Publish a subject's recordings as sensor topics, in JSON, paced like the sensors were or faster.
+
+    Example: relief replay dsads --subject 1 --speed 10
+    """
     from protocol.mqtt import MqttTransport
 
     pace, found = speed_of(speed), find(dataset)

@@ -6,11 +6,14 @@ import base64
 import html
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from tools.shown import Json, print_json, progress
 
 SCORES = {"in_subject": "F1 in-subject", "held_out": "F1 held-out", "rare_only": "F1 rare modality alone"}
 COLOURS = ("#2f7ed8", "#d1495b", "#1f9254", "#b57614", "#9467bd", "#0d8f8f", "#d0549b", "#7a8592")
@@ -48,7 +51,7 @@ class Run:
 def report(
     run: Annotated[Path, typer.Argument(help="A run's, a demo's or an experiment's folder.", exists=True)],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in that folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON instead of a page.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page with the plots and the table of a run; nothing in it is loaded from elsewhere.
 
@@ -62,7 +65,7 @@ def report(
         table = [summary(one) for one in runs]
         page = "" if as_json else _page(run.resolve().name, _table(table) + _figures(runs))
     if as_json:
-        typer.echo(json.dumps(table, indent=1))
+        print_json(table)
         return
     target = out or run / "report.html"
     target.write_text(page, encoding="utf-8")
@@ -115,7 +118,16 @@ def _figures(runs: list[Run]) -> str:
     except ImportError:
         raise ValueError('the pictures need matplotlib: pip install "relief-edge[plot]"') from None
     matplotlib.use("Agg")
-    return "".join((_scores(runs, "at", "seconds"), _scores(runs, "round", "round"), _divergence(runs), _spent(runs)))
+    drawn = []
+    parts: tuple[Callable[[], str], ...] = (
+        lambda: _scores(runs, "at", "seconds"), lambda: _scores(runs, "round", "round"),
+        lambda: _divergence(runs), lambda: _spent(runs),
+    )  # fmt: skip
+    with progress("drawing", len(parts), "figures") as step:
+        for part in parts:
+            drawn.append(part())
+            step(len(drawn))
+    return "".join(drawn)
 
 
 def _scores(runs: list[Run], x: str, label: str) -> str:

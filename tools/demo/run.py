@@ -35,7 +35,7 @@ def demo(
     data: Annotated[str, typer.Option(help=f"Recordings: {', '.join(NAMES)}.")] = "dsads",
     rounds: Annotated[int, typer.Option(min=15, help="RELIEF rounds.")] = 40,
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the model and of every draw.")] = 0,
     secure: Annotated[bool, typer.Option("--secure", help="Certificates for everybody, and an access list.")] = False,
     dashboard: Annotated[bool, typer.Option(help="Serve the live page.")] = True,
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tools.shown import Json, print_json, progress
 
 experiment = typer.Typer(no_args_is_help=True, help="Grids of methods, fleets, folds and seeds; their reports.")
 
@@ -13,14 +16,15 @@ experiment = typer.Typer(no_args_is_help=True, help="Grids of methods, fleets, f
 def simulate(
     fleet: Annotated[str, typer.Option(help="A fleet file, or the name of one that comes along.")] = "coupled",
     method: Annotated[str, typer.Option(help="A strategy, as `relief simulate --method help` lists them.")] = "relief",
-    rounds: Annotated[int, typer.Option(min=1)] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to simulate.")] = 40,
     mode: Annotated[str, typer.Option(help="full or lora.")] = "full",
-    fold: Annotated[int, typer.Option(min=0)] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    fold: Annotated[int, typer.Option(min=0, help="Which subjects are held out.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the model and of every draw.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
     dropout: Annotated[float, typer.Option(help="Modality dropout in local steps.")] = 0.0,
     deadline: Annotated[str, typer.Option(help="none, fastest, learned, a quantile below 1, or seconds.")] = "fastest",
     every: Annotated[int, typer.Option(min=1, help="Rounds between two evaluations.")] = 5,
+    as_json: Json = False,
 ) -> None:
     """One simulated run in virtual time: the coordinator's own core and strategies, devices trained all at once.
 
@@ -44,10 +48,15 @@ def simulate(
     plan = Experiment(name="simulate", fleets=[fleet], modes=[Mode(mode)], reference=method, methods={method: entry})
     cell = Cell(method, fleet, Mode(mode), fold, seed, lr)
     where, engine, blocks, frozen = prepared(plan.model_dump_json(), cell)
-    console.print(f"{len(where.devices)} devices, {len(where.train)} training windows; clock and energy are simulated")
+    if not as_json:
+        told = f"{len(where.devices)} devices, {len(where.train)} training windows; clock and energy are simulated"
+        console.print(told, soft_wrap=True)
+    points: list[Point] = []
     table = Table("round", "seconds", "joules", "with idle", "MB up", "loss", "in-subject", "held-out", "rare only")
 
     def show(point: Point) -> bool:
+        points.append(point)
+        step(point.round)
         s = point.scores
         cells = (point.seconds, point.joules, point.joules_idle, point.bytes_up / 1e6)
         scores = (point.loss, s["in_subject"], s["held_out"], s["rare_only"])
@@ -55,7 +64,13 @@ def simulate(
         return False
 
     strategy = made(entry, where, plan, cell)
-    run_of(strategy)(where, strategy, engine, dict(blocks), dict(frozen), rounds=rounds, every=every, watch=show).go()
+    with progress(method, rounds, "rounds") as step:
+        run_of(strategy)(
+            where, strategy, engine, dict(blocks), dict(frozen), rounds=rounds, every=every, watch=show
+        ).go()
+    if as_json:
+        print_json([asdict(point) for point in points])
+        return
     console.print(table)
 
 
