@@ -43,6 +43,7 @@ def fold_round(
     momentum, delta = strategy.local().momentum, aged(delta, versions)
     total = sum(head.samples for head in heads)
     done = Commit({}, {}, {})
+    strategy.weigh(heads)
     for block, base in blocks.items():
 
         def contributions(block: str = block) -> Iterator[Contribution]:

@@ -23,6 +23,7 @@ class UpdateHead:
     blocks: dict[str, tuple[int, int]]
     samples: int
     loss: float = 0.0
+    entropy: float = 0.0  # of the device's predictions, in nats; 0: not told
     partial: bool = False
     seconds: float = 0.0
     joules: float = 0.0
@@ -41,6 +42,7 @@ class UpdateHead:
             blocks={name: (b.version, b.steps) for name, b in update.blocks.items()},
             samples=update.samples,
             loss=update.loss,
+            entropy=update.entropy,
             partial=update.partial,
             seconds=update.seconds,
             joules=update.joules,

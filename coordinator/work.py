@@ -96,28 +96,31 @@ def work(
     everything: bool = False,
     cached: bool = True,
     dropout: float = 0.0,
+    passes: int = 1,
+    looks: int = 1,
 ) -> Work:
     """The cost model of a member: what a step of `batch` windows costs, on average over modality dropout.
 
-    `everything`: absent modalities are computed too, as zeros (zero-filled FedAvg).
+    everything      absent modalities are computed too, as zeros (zero-filled FedAvg)
+    passes, looks   forward and backward passes of a step, and forward passes (models.local.Local)
     """
     costs = block_costs(spec)
     blocks = spec.names if everything else member.owned
     lora = spec.mode is Mode.LORA and not spec.encoder_rank
-    step = member.speed[SHARED].fuse + member.speed[SHARED].backward
+    step = member.speed[SHARED].fuse * looks + member.speed[SHARED].backward * passes
     # A modality takes part unless dropped; when all would be, one of them stays (models.local.kept).
     part = 1.0 - dropout + dropout ** len(blocks) / len(blocks) if blocks else 1.0
     train, still = {}, {}
     for m in blocks:
         speed = member.speed[m]
-        step += speed.fuse * part
+        step += speed.fuse * part * looks
         # Encoders that are frozen for good are run once a window and kept: they cost nothing in a later round.
         encode = 0.0 if lora else speed.encode
-        train[m] = (encode + speed.backward) * batch * part
+        train[m] = (encode * looks + speed.backward * passes) * batch * part
         still[m] = (encode * member.windows) if cached else 0.0
         if not cached:
-            step += encode * part
-            train[m] -= encode * batch * part
+            step += encode * part * looks
+            train[m] -= encode * batch * part * looks
     send = {b: costs[b].bytes / member.rate if member.rate else 0.0 for b in (*blocks, SHARED)}
     sizes = {b: costs[b].bytes for b in (*blocks, SHARED)}
     return Work(step * batch, train, still, send, sizes, member.watts, member.overhead, tuple(blocks))

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from device_runtime.features import Features, ResidentFeatures
 from device_runtime.progress import Progress, State
 from device_runtime.stopwatch import BlockTime, Stopwatch
+from models.contrast import supervised_contrast
 from models.cost import block_costs
-from models.local import Local, batches, kept
-from models.network import Network, encode, fuse
+from models.local import Local, batches, hidden, kept, last_epoch
+from models.network import Network, embed, encode, fuse
 from models.partition import Vector
 from models.spec import SHARED, Mode
 
@@ -42,6 +43,7 @@ class Trained:
     wall      wall seconds of all of it
     computed  windows that went through each encoder
     busy      seconds of computing as the clock of the measurement saw it: CPU seconds on one thread
+    entropy   mean entropy of the last epoch's predictions in nats, with `contrast` or `distil`; else 0
     """
 
     deltas: dict[str, Vector]
@@ -53,6 +55,7 @@ class Trained:
     times: dict[str, BlockTime] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
     busy: float = 0.0
+    entropy: float = 0.0
 
 
 def never() -> bool:
@@ -109,7 +112,8 @@ def train(
     busy, times = run.watch.busy, run.watch.settle(wall)
     computed = {m: run.encoded[m] + run.cache[m].computed - computed_before.get(m, 0) for m in run.present}
     seconds = {b: times[b].forward + times[b].backward for b in times}
-    return Trained(run.deltas(), run.taken(), run.loss(), seconds, before + wall, partial, times, computed, busy)
+    wall += before
+    return Trained(run.deltas(), run.taken(), run.loss(), seconds, wall, partial, times, computed, busy, run.entropy())
 
 
 class _Run:
@@ -147,11 +151,16 @@ class _Run:
         self.encoded = dict.fromkeys(self.present, 0)
         self.done = dict.fromkeys(self.steps, 0)
         self.losses, self.seen = torch.zeros((), dtype=dtype, device=y.device), 0
+        self.hidden = hidden(local, device, round, [m for m in self.present if m in self.x])
+        self.last_epoch = last_epoch(local, self.windows, self.total)
+        self.entropies: list[Tensor] = []
         self.watch = Stopwatch(block_costs(self.spec), y.device)
         # Detached twins share storage with the parameters but record no graph: a frozen block costs no backward pass.
         self.live = dict(network.named_parameters())
         self.still = {name: p.detach() for name, p in self.live.items()}
         self.names = {b: [t.name for t in network.cut.trainable[b]] for b in self.steps}
+        # The round's base by name, for rules that follow its predictions; frozen tensors are the same there.
+        self.start = self.still | {n: p for b in self.steps for n, p in zip(self.names[b], self.base[b], strict=True)}
 
     def _check(self) -> None:
         if not self.present:
@@ -178,9 +187,16 @@ class _Run:
         with self.watch.fusion(len(rows)):
             scores = fuse(self.spec, tensors, features)
             loss = F.cross_entropy(scores, self.y[rows])
+        whole = loss
+        if self.hidden:
+            whole = whole + self.local.contrast * self._contrast(t, tensors, features, active)
+        if self.local.distil:
+            whole = whole + self.local.distil * self._distil(rows, here, scores)
+        if (self.local.contrast or self.local.distil) and t >= self.last_epoch:
+            self.entropies.append(torch.special.entr(scores.detach().softmax(1)).sum(1).mean())
         inputs = [self.live[name] for b in active for name in self.names[b]]
         with self.watch.backward(active, features, len(rows)):
-            flat = torch.autograd.grad(loss, inputs)
+            flat = torch.autograd.grad(whole, inputs)
         with self.watch.update(active):
             self._descend(active, flat)
         self.losses += loss.detach()
@@ -188,14 +204,39 @@ class _Run:
         for b in active:
             self.done[b] += 1
 
+    def _contrast(self, t: int, tensors: dict[str, Tensor], first: Mapping[str, Tensor], active: list[str]) -> Tensor:
+        """Between the step's windows and the view of them that hides some modalities, which is run on its own."""
+        rows, second = self.rows[t], {}
+        for m in first:
+            if m in self.hidden:
+                second[m] = self._encoded(m, tensors if m in active else self.still, self._zeros(m, len(rows)))
+            else:
+                second[m] = self._features(m, t, tensors, m in active)
+        with self.watch.fusion(len(rows)):
+            one, other = (embed(self.spec, tensors, features) for features in (first, second))
+            return supervised_contrast(one, other, self.y[rows], self.local.temperature)
+
+    @torch.no_grad()
+    def _teacher(self, rows: Tensor, here: list[str]) -> Tensor:
+        features = {m: self._encoded(m, self.start, self._rows(m, rows)) for m in here}
+        return fuse(self.spec, self.start, features)
+
+    def _distil(self, rows: Tensor, here: list[str], scores: Tensor) -> Tensor:
+        """KL(the base's prediction || own), mean over the windows."""
+        teacher = self._teacher(rows, here).log_softmax(1)
+        return F.kl_div(scores.log_softmax(1), teacher, reduction="batchmean", log_target=True)
+
+    def _encoded(self, m: str, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        with self.watch.forward(m, len(x)):
+            self.encoded[m] += len(x)
+            return encode(self.spec, m, tensors, x)
+
     def _features(self, m: str, t: int, tensors: dict[str, Tensor], active: bool) -> Tensor:
         """(B, d_m) of step t: through the graph while the encoder learns, else from the cache."""
         rows = self.rows[t]
         frozen = self.resident_encoders or not active
         if not (frozen and self.local.cache and m in self.x):
-            with self.watch.forward(m, len(rows)):
-                self.encoded[m] += len(rows)
-                return encode(self.spec, m, self.still if frozen else tensors, self._rows(m, rows))
+            return self._encoded(m, self.still if frozen else tensors, self._rows(m, rows))
         cache = self.cache[m]
         missing = cache.missing(self.chosen[t])
         if len(missing):
@@ -207,8 +248,11 @@ class _Run:
     def _rows(self, m: str, rows: Tensor) -> Tensor:
         if m in self.x:
             return self.x[m][rows]
+        return self._zeros(m, len(rows))
+
+    def _zeros(self, m: str, count: int) -> Tensor:
         i = self.spec.input(m)
-        return self.losses.new_zeros((len(rows), i.channels, i.samples))
+        return self.losses.new_zeros((count, i.channels, i.samples))
 
     @torch.no_grad()
     def _descend(self, active: list[str], flat: tuple[Tensor, ...]) -> None:
@@ -267,6 +311,9 @@ class _Run:
 
     def loss(self) -> float:
         return float(self.losses) / max(1, self.seen)
+
+    def entropy(self) -> float:
+        return float(torch.stack(self.entropies).mean()) if self.entropies else 0.0
 
 
 def _flat(tensors: list[Tensor]) -> Vector:

@@ -313,6 +313,7 @@ class Worker:
             blocks=work,
             samples=samples,
             loss=trained.loss,
+            entropy=trained.entropy,
             partial=trained.partial,
             seconds=trained.wall,
             joules=spent.total,

@@ -26,6 +26,10 @@ class Local:
     clip        largest gradient norm of a step over all blocks together; 0: none
     cache       features of blocks that are not trained are computed once per window and round
     double      float64 instead of float32, for comparisons
+    contrast    weight of a supervised contrastive loss between a step's windows and a second view of them, in which
+                some of the device's modalities are zeros (`hidden`); a device that owns one modality has none
+    temperature  of that loss
+    distil      weight of KL(prediction of the round's base || own prediction)
     wire        how deltas travel: <f4, <f8 (with double), <f2 or |i1 (both with error feedback)
     """
 
@@ -39,7 +43,18 @@ class Local:
     clip: float = 0.0
     cache: bool = True
     double: bool = False
+    contrast: float = 0.0
+    temperature: float = 0.1
+    distil: float = 0.0
     wire: str = "<f4"
+
+    def passes(self, owned: int) -> int:
+        """Forward and backward passes of a step on a device with so many modalities: one per view."""
+        return 2 if self.contrast and owned > 1 else 1
+
+    def looks(self, owned: int) -> int:
+        """Forward passes of a step: the views', and the base's where its prediction is followed."""
+        return self.passes(owned) + (1 if self.distil else 0)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +88,20 @@ def kept(local: Local, device: str, round: int, steps: int, present: Sequence[st
     rows = np.flatnonzero(~keep.any(axis=1))
     keep[rows, draws[rows].argmax(axis=1)] = True
     return keep
+
+
+def hidden(local: Local, device: str, round: int, owned: Sequence[str]) -> tuple[str, ...]:
+    """Modalities that the second view of this round does not show: 1 to all but one of `owned`, none without it."""
+    if local.passes(len(owned)) == 1:
+        return ()
+    rng = _rng(local, device, round, 2)
+    drawn = rng.choice(len(owned), int(rng.integers(1, len(owned))), replace=False)
+    return tuple(owned[n] for n in sorted(drawn))
+
+
+def last_epoch(local: Local, windows: int, steps: int) -> int:
+    """The first step of a round's last pass over the windows, in which the entropy of predictions is measured."""
+    return max(0, steps - -(-windows // local.batch))
 
 
 def effective_steps(steps: int, momentum: float) -> float:

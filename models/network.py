@@ -98,6 +98,11 @@ def encode(spec: ModelSpec, name: str, tensors: Mapping[str, Tensor], x: Tensor)
 
 def fuse(spec: ModelSpec, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
     """Fusion layer and head as a function of their tensors: {m: (N, d_m)} -> (N, classes)."""
+    return F.linear(embed(spec, tensors, features), tensors["head.weight"], tensors["head.bias"])
+
+
+def embed(spec: ModelSpec, tensors: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
+    """What the head reads, relu(z): {m: (N, d_m)} -> (N, d)."""
     z: Tensor = tensors["fusion.bias"]  # (d,)
     low: Tensor | None = None
     for name, h in features.items():
@@ -107,4 +112,4 @@ def fuse(spec: ModelSpec, tensors: Mapping[str, Tensor], features: Mapping[str, 
             low = part if low is None else low + part
     if low is not None:
         z = z + (spec.alpha / spec.rank) * (low @ tensors["fusion.lora_b"].T)
-    return F.linear(F.relu(z), tensors["head.weight"], tensors["head.bias"])  # (N, classes)
+    return F.relu(z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from math import isfinite
@@ -102,6 +103,10 @@ class ModelSpec:
         """d_m, the number of features that the encoder of `name` hands to the fusion layer."""
         i = self.input(name)
         return self.widths[-1] * self.bins if self.widths else i.channels * i.samples
+
+    def ordered(self, modalities: Collection[str]) -> tuple[str, ...]:
+        """Those of `modalities` that the model has, in its order."""
+        return tuple(m for m in self.names if m in modalities)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for msgpack, JSON and TOML."""

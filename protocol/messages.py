@@ -230,6 +230,9 @@ class Update(Message):
     blocks: dict[str, BlockWork]
     samples: Count  # n_i, training windows at hand
     loss: Finite = 0.0
+    entropy: Finite = (
+        0.0  # mean over the last epoch's predictions, in nats, where the local rule asks for it; 0: not told
+    )
     partial: bool = False
     seconds: Finite = 0.0
     joules: Finite = 0.0

@@ -89,3 +89,44 @@ def test_stacked_devices_get_the_weights_that_their_own_trainer_gives_them(spec:
         assert work.deltas.keys() == expected.deltas.keys()
         for block, delta in expected.deltas.items():
             np.testing.assert_allclose(work.deltas[block], delta, rtol=0, atol=1e-6 * max(1.0, np.abs(delta).max()))
+
+
+@pytest.mark.parametrize("spec", [CONV, FLAT, LORA, ADAPTED, FROZEN_B], ids=["conv", "flat", "lora", "adapted", "b"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contrast": 1.0},
+        {"distil": 0.7},
+        {"contrast": 0.5, "distil": 1.0, "zero_fill": True, "cache": False, "clip": 0.5},
+    ],
+    ids=["contrast", "distil", "both"],
+)
+def test_second_views_and_the_bases_predictions_are_the_same_in_stack_and_trainer(
+    spec: ModelSpec, changes: dict[str, float]
+) -> None:
+    x, y, base, frozen = world(spec)
+    local = replace(EXACT, lr=0.01, **changes)  # type: ignore[arg-type]
+    jobs = fleet(base, local)
+    for n, job in enumerate(jobs):
+        present = spec.names if local.zero_fill else job.owned
+        jobs[n] = replace(job, steps=dict.fromkeys((*present, SHARED), job.total))
+    engine = Engine(spec, x, y, frozen)
+    near = 2e-5 if engine.resident else 1e-6  # kept features are float32, and likeness is divided by 0.1
+    works = engine.train(jobs)
+    plain = engine.train([replace(job, local=replace(local, contrast=0.0, distil=0.0)) for job in jobs])
+    for job, work, without in zip(jobs, works, plain, strict=True):
+        expected = alone(spec, job, x, y, frozen)
+        assert work.steps == expected.steps
+        assert work.loss == pytest.approx(expected.loss, rel=near)
+        assert work.entropy == pytest.approx(expected.entropy, rel=near)
+        assert 0 < work.entropy < np.log(spec.classes) + 1e-9
+        for block, delta in expected.deltas.items():
+            np.testing.assert_allclose(work.deltas[block], delta, rtol=0, atol=near * max(1.0, np.abs(delta).max()))
+        alike = all(np.allclose(work.deltas[b], without.deltas[b], atol=1e-5) for b in work.deltas)
+        assert alike == (not local.distil and len(job.owned) == 1)  # one modality alone has no second view
+
+
+def test_views_are_refused_where_a_block_rests() -> None:
+    x, y, base, frozen = world(CONV)
+    with pytest.raises(ValueError, match="need every present block trained"):
+        Engine(CONV, x, y, frozen).train(fleet(base, replace(EXACT, distil=1.0)))

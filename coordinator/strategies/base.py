@@ -72,6 +72,9 @@ class Strategy:
         """Who trains what in this round. Devices that are left out, or given no steps, sit it out."""
         raise TypeError(f"{type(self).__name__} does not say how it plans a round")
 
+    def weigh(self, heads: Sequence[UpdateHead]) -> None:
+        """Told whose updates are about to be folded, in device order, for methods that weigh them by what they say."""
+
     def fold(self, block: str, size: int, contributions: Iterable[Contribution], total_samples: int) -> Folded | None:
         """One block's change from what its trainers sent, in device order; None leaves the block alone."""
         return fold(size, contributions, self.weighting, total_samples)
@@ -123,7 +126,16 @@ class Strategy:
     def work(self, member: Member) -> Work:
         """The member's cost model under this method's local rule."""
         rule = self.local()
-        return work(self.spec, member, rule.batch, everything=rule.zero_fill, cached=rule.cache, dropout=rule.dropout)
+        return work(
+            self.spec,
+            member,
+            rule.batch,
+            everything=rule.zero_fill,
+            cached=rule.cache,
+            dropout=rule.dropout,
+            passes=rule.passes(len(member.owned)),
+            looks=rule.looks(len(member.owned)),
+        )
 
     def full_seconds(self, member: Member) -> float:
         """Seconds of the member's full round: everything it computes, for all its epochs."""

@@ -6,6 +6,7 @@ from coordinator.strategies.ablations import CohortStepsSamples, ReliefMomentumS
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.fedbuff import FedBuff
 from coordinator.strategies.fedprox import FedProx
+from coordinator.strategies.flism import FLISM
 from coordinator.strategies.harmony import Harmony
 from coordinator.strategies.heterofl import FedRolex, HeteroFL
 from coordinator.strategies.lora_rivals import FediLoRA, FedIT, FedSALoRA, FFALoRA
@@ -29,6 +30,7 @@ RIVALS: tuple[type[Strategy], ...] = (
     TimelyFL,
     FedEL,
     Harmony,
+    FLISM,
     MFedMC,
     FedIT,
     FedSALoRA,

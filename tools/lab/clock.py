@@ -46,13 +46,16 @@ def work_flops(
     resident   features of encoders that are frozen for good are there from an earlier round
     """
     total = work.steps.get(SHARED, 0) or max(work.there.values(), default=0)
-    flops = (costs[SHARED].fuse * total + costs[SHARED].backward * work.steps.get(SHARED, 0)) * local.batch
+    passes, looks = work.passes, work.looks
+    shared = costs[SHARED]
+    flops = (shared.fuse * total * looks + shared.backward * work.steps.get(SHARED, 0) * passes) * local.batch
     frozen_for_good = spec.mode is Mode.LORA and not spec.encoder_rank
     for name, there in work.there.items():
         cost, trained = costs[name], work.steps.get(name, 0)
         live = 0 if frozen_for_good else trained
-        flops += (cost.fuse * there + cost.backward * trained + cost.encode * live) * local.batch
-        still = (there - live) * local.batch
+        step = cost.fuse * there * looks + cost.backward * trained * passes + cost.encode * live * looks
+        flops += step * local.batch
+        still = (there - live) * local.batch * looks
         if still and local.cache:
             once = 0 if resident and frozen_for_good else min(windows, total * local.batch)
             still = min(once, still)

@@ -54,12 +54,17 @@ class Work:
 
     deltas   trained minus base per block that took a step; steps  how many; loss  mean over the job's steps
     there    modality -> steps in which it took part, trained or frozen (all of them without dropout)
+    passes, looks   forward and backward passes of a step, and forward passes (models.local.Local)
+    entropy  of the last epoch's predictions, in nats, with `contrast` or `distil`; else 0
     """
 
     deltas: dict[str, Vector]
     steps: dict[str, int]
     loss: float
     there: dict[str, int]
+    passes: int = 1
+    looks: int = 1
+    entropy: float = 0.0
 
 
 class Engine:
@@ -91,10 +96,10 @@ class Engine:
         from tools.lab.lockstep import Stack
 
         works: dict[int, Work] = {}
-        by_rule: dict[Local, list[int]] = {}
+        by_rule: dict[tuple[Local, int], list[int]] = {}
         for n, job in enumerate(jobs):
-            by_rule.setdefault(job.local, []).append(n)
-        for local, members in by_rule.items():
+            by_rule.setdefault((job.local, job.local.passes(len(job.owned))), []).append(n)
+        for (local, _), members in by_rule.items():
             for chunk in self._chunks(jobs, sorted(members, key=lambda n: -jobs[n].total)):
                 works.update(zip(chunk, Stack(self, [jobs[n] for n in chunk], local).run(), strict=True))
         return [works[n] for n in range(len(jobs))]
@@ -105,7 +110,8 @@ class Engine:
         for n in members:
             job = jobs[n]
             names = self.spec.names if job.local.zero_fill else job.owned
-            need = sum(self.table(m).values * (job.local.batch if m in job.owned else 1) for m in names)
+            batch = job.local.batch * job.local.passes(len(job.owned))
+            need = sum(self.table(m).values * (batch if m in job.owned else 1) for m in names)
             if not chunks or values + need > CHUNK_VALUES:
                 chunks.append([])
                 values = 0

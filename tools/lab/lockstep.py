@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.local import Local, batches, kept
+from models.contrast import supervised_contrast
+from models.local import Local, batches, hidden, kept, last_epoch
 from models.partition import Vector
 from models.spec import SHARED, Mode
 from tools.lab.engine import Engine, Job, Table, Work
@@ -83,6 +84,9 @@ class _Units(_Trained):
         self.totals = np.array([jobs[j].total for j, _ in self.pairs])
         members = [table.names.index(m) for _, m in self.pairs]
         self.offset = torch.tensor([table.zero_rows[n] if zero else table.offsets[n] for n in members])
+        self.zero_row = torch.tensor([table.zero_rows[n] for n in members])
+        unseen = [hidden(local, job.device, job.round, table.spec.ordered(job.owned)) for job in jobs]
+        self.hides = torch.tensor([m in unseen[j] for j, m in self.pairs])
         self.frozen: Tensor | None = None
         if table.frozen is not None and table.fused is None:
             self.frozen = table.frozen[torch.tensor(members)].to(self.flat.dtype)
@@ -91,10 +95,19 @@ class _Units(_Trained):
         self.kept_rows = int(sum(counts))
         self.kept: Tensor | None = None  # (rows, d [+ rank]) what frozen blocks contribute, unit after unit
 
-    def rows(self, chosen: Chosen, windows: Tensor) -> Tensor:
-        """Rows of the table for these units: (units, batch), or (units, 1) where the input is zero."""
+    def rows(self, chosen: Chosen, windows: Tensor, batch: int) -> Tensor:
+        """Rows of the table for these units: (units, batch), or (units, 1) where the input is zero.
+
+        What `windows` has behind `batch` is the second view, in which hidden units read the row of zeros.
+        """
         offset = self.offset[chosen].unsqueeze(1)
-        return offset if self.zero else windows[self.job[chosen]] + offset
+        if self.zero:
+            return offset
+        rows = windows[self.job[chosen]] + offset
+        if rows.shape[1] > batch:
+            zeros, hides = self.zero_row[chosen].unsqueeze(1), self.hides[chosen].unsqueeze(1)
+            rows[:, batch:] = torch.where(hides, zeros, rows[:, batch:])
+        return rows
 
     def gather(self, values: Tensor, rows: Tensor) -> Tensor:
         found = values.index_select(0, rows.reshape(-1)).to(self.flat.dtype)
@@ -139,6 +152,13 @@ class _Forward:
     saved: Saved
 
 
+def _add(forward: _Forward, job: Tensor, z: Tensor, low: Tensor | None) -> None:
+    """Add the units' shares to those of their jobs; one row stands for all where the input is zero."""
+    z.index_add_(0, job, forward.fused.expand(len(job), *z.shape[1:]))
+    if low is not None and forward.low is not None:
+        low.index_add_(0, job, forward.low.expand(len(job), *low.shape[1:]))
+
+
 @dataclass
 class _Step:
     units: _Units
@@ -156,6 +176,9 @@ class Stack:
         self.lora_scale = engine.spec.alpha / engine.spec.rank if engine.spec.mode is Mode.LORA else 0.0
         self.totals = np.array([job.total for job in jobs])
         self.tmax = int(self.totals.max(initial=0))
+        # All jobs of a stack have as many views (Engine.train). Behind a step's windows come those of the second view.
+        self.passes = local.passes(len(jobs[0].owned))
+        self.last_epoch = np.array([last_epoch(local, len(job.windows), job.total) for job in jobs])
         self._draw()
         self.groups = self._group()
         self.shared = _Trained(
@@ -163,6 +186,9 @@ class Stack:
         )
         self.shared_steps = np.array([job.steps.get(SHARED, 0) for job in jobs])
         self.loss = self.shared.flat.new_zeros(len(jobs))
+        self.entropy = self.shared.flat.new_zeros(len(jobs))
+        if self.local.contrast or self.local.distil:
+            self._check_views()
         self.lora_b = None if engine.frozen_b is None else engine.frozen_b.to(self.loss.dtype)
 
     def _draw(self) -> None:
@@ -180,7 +206,14 @@ class Stack:
             windows[: job.total, j] = job.windows[drawn]
             if self.local.dropout:
                 self.keep.append(kept(self.local, job.device, job.round, job.total, self.present[j]))
-        self.positions, self.windows = torch.from_numpy(positions), torch.from_numpy(windows)
+        self.positions = torch.from_numpy(positions)
+        self.windows = torch.from_numpy(windows).repeat(1, 1, self.passes)
+
+    def _check_views(self) -> None:
+        """Second views and the base's predictions are there for methods that train everything in every step."""
+        for group in self.groups:
+            if (group.steps < group.totals).any():
+                raise ValueError("contrast and distil need every present block trained in every step of the round")
 
     def _group(self) -> list[_Units]:
         pairs: dict[tuple[tuple[int, int], bool], list[tuple[int, str]]] = {}
@@ -212,18 +245,12 @@ class Stack:
     def _step(self, t: int) -> None:
         running = int((self.totals > t).sum())
         shared = self.engine.shared.views(self.shared.flat[:running])
-        z = shared["fusion.bias"].unsqueeze(1).repeat(1, self.local.batch, 1)  # (D, B, d)
-        low = z.new_zeros(running, self.local.batch, self.spec.rank) if self.lora_scale else None
+        z, low = self._empty(shared, running, self.local.batch * self.passes)
         steps = self._forward(t, z, low)
-        lora_b = shared.get("fusion.lora_b")
-        if low is not None:
-            if lora_b is None and self.lora_b is not None:
-                lora_b = self.lora_b.expand(running, -1, -1)
-            assert lora_b is not None
-            z.baddbmm_(low, lora_b, alpha=self.lora_scale)
+        lora_b = self._joined(shared, z, low)
         gradient = torch.zeros_like(self.shared.flat[:running])
         into = self.engine.shared.views(gradient)
-        dz = self._head(shared, into, z, self.engine.y[self.windows[t, :running]])
+        dz = self._head(t, shared, into, z, self.engine.y[self.windows[t, :running]])
         dlow = None
         if low is not None and lora_b is not None:
             if "fusion.lora_b" in into:
@@ -232,6 +259,21 @@ class Stack:
         for step in steps:
             self._backward(step, dz, dlow)
         self._update(t, running, gradient, steps)
+
+    def _empty(self, shared: Tensors, running: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        """z (D, rows, d) before any modality has added its share, and A h (D, rows, r) in lora."""
+        z = shared["fusion.bias"].unsqueeze(1).repeat(1, rows, 1)
+        return z, z.new_zeros(running, rows, self.spec.rank) if self.lora_scale else None
+
+    def _joined(self, shared: Tensors, z: Tensor, low: Tensor | None) -> Tensor | None:
+        """Add B A h to z; returns B (D, r, d), None without lora."""
+        lora_b = shared.get("fusion.lora_b")
+        if low is not None:
+            if lora_b is None and self.lora_b is not None:
+                lora_b = self.lora_b.expand(len(z), -1, -1)
+            assert lora_b is not None
+            z.baddbmm_(low, lora_b, alpha=self.lora_scale)
+        return lora_b
 
     def _forward(self, t: int, z: Tensor, low: Tensor | None) -> list[_Step]:
         """Add every unit's share to z and low; returns the passes of those that are trained in this step."""
@@ -243,31 +285,61 @@ class Stack:
                 whole = int(live[-1]) == len(live) - 1
                 chosen: Chosen = slice(0, len(live)) if whole else torch.from_numpy(live)
                 job, flat = group.job[chosen], group.flat[chosen]
-                forward = group.contribute(chosen, flat, group.rows(chosen, self.windows[t]))
-                z.index_add_(0, job, forward.fused.expand(len(job), *z.shape[1:]))
-                if low is not None and forward.low is not None:
-                    low.index_add_(0, job, forward.low.expand(len(job), *low.shape[1:]))
+                forward = group.contribute(chosen, flat, group.rows(chosen, self.windows[t], self.local.batch))
+                _add(forward, job, z, low)
                 steps.append(_Step(group, chosen, job, forward))
             if len(still):
                 self._add_frozen(group, torch.from_numpy(still), self.positions[t], z, low)
         return steps
 
-    def _head(self, shared: Tensors, into: Tensors, z: Tensor, target: Tensor) -> Tensor:
+    def _base_prediction(self, t: int, running: int) -> Tensor:
+        """Class probabilities (D, B, classes) of the vectors that the round began with, on the step's windows."""
+        shared = self.engine.shared.views(self.shared.base[:running])
+        z, low = self._empty(shared, running, self.local.batch)
+        for group, there in zip(self.groups, self.taking_part, strict=True):
+            chosen = torch.from_numpy(np.flatnonzero(there[t]))
+            if len(chosen):
+                rows = group.rows(chosen, self.windows[t, :, : self.local.batch], self.local.batch)
+                _add(group.contribute(chosen, group.base[chosen], rows), group.job[chosen], z, low)
+        self._joined(shared, z, low)
+        return torch.baddbmm(shared["head.bias"].unsqueeze(1), torch.relu(z), shared["head.weight"]).softmax(2)
+
+    def _head(self, t: int, shared: Tensors, into: Tensors, z: Tensor, target: Tensor) -> Tensor:
         """Loss and its gradient through head and ReLU: fills the head's and the bias's gradients, returns dz."""
-        running, batch = target.shape
-        a = torch.relu(z)  # (D, B, d)
+        running, rows = target.shape
+        batch = self.local.batch
+        a = torch.relu(z)  # (D, B, d), the second view behind the first
         logits = torch.baddbmm(shared["head.bias"].unsqueeze(1), a, shared["head.weight"])
         log_p = torch.log_softmax(logits, 2)
-        self.loss[:running] -= log_p.gather(2, target.unsqueeze(2)).mean((1, 2))
+        self.loss[:running] -= log_p[:, :batch].gather(2, target[:, :batch].unsqueeze(2)).mean((1, 2))
         d = log_p.exp_()
-        d.scatter_add_(2, target.unsqueeze(2), d.new_full((1, 1, 1), -1.0).expand(running, batch, 1))
+        own = None
+        if self.local.contrast or self.local.distil:
+            own = d[:, :batch].clone()
+            measured = torch.from_numpy(self.last_epoch[:running] <= t)
+            self.entropy[:running] += torch.special.entr(own).sum(2).mean(1) * measured
+        d.scatter_add_(2, target.unsqueeze(2), d.new_full((1, 1, 1), -1.0).expand(running, rows, 1))
+        d[:, batch:] = 0.0  # the cross-entropy sees the first view only
+        if own is not None and self.local.distil:
+            d[:, :batch].add_(own - self._base_prediction(t, running), alpha=self.local.distil)
         d.mul_(1.0 / batch)
         into["head.weight"].copy_(torch.bmm(a.transpose(1, 2), d))
         into["head.bias"].copy_(d.sum(1))
         da = torch.bmm(d, shared["head.weight"].transpose(1, 2))
+        if self.passes > 1:
+            da.add_(self._contrast(a, target[:, :batch]), alpha=self.local.contrast)
         dz: Tensor = torch.ops.aten.threshold_backward(da, z, 0.0)
         into["fusion.bias"].copy_(dz.sum(1))
         return dz
+
+    def _contrast(self, a: Tensor, y: Tensor) -> Tensor:
+        """Gradient of the contrast between the two views with respect to what the head reads (D, 2B, d)."""
+        with torch.enable_grad():
+            a = a.detach().requires_grad_()
+            first, second = a[:, : self.local.batch], a[:, self.local.batch :]
+            loss = supervised_contrast(first, second, y, self.local.temperature).sum()
+            (gradient,) = torch.autograd.grad(loss, a)
+        return gradient
 
     def _backward(self, step: _Step, dz: Tensor, dlow: Tensor | None) -> None:
         units, forward = step.units, step.forward
@@ -357,5 +429,15 @@ class Stack:
         for j, job in enumerate(self.jobs):
             if self.shared_steps[j]:
                 deltas[j][SHARED], steps[j][SHARED] = rows[j], int(self.shared_steps[j])
-            works.append(Work(deltas[j], steps[j], float(self.loss[j]) / max(job.total, 1), present[j]))
+            works.append(
+                Work(
+                    deltas[j],
+                    steps[j],
+                    float(self.loss[j]) / max(job.total, 1),
+                    present[j],
+                    self.passes,
+                    self.local.looks(len(job.owned)),
+                    float(self.entropy[j]) / max(job.total - int(self.last_epoch[j]), 1),
+                )
+            )
         return works

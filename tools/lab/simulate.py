@@ -163,6 +163,7 @@ class Run:
                 blocks={b: (assignment.versions[b], steps) for b, steps in work.steps.items()},
                 samples=len(device.windows),
                 loss=work.loss,
+                entropy=work.entropy,
                 seconds=cost.seconds,
                 joules=cost.joules,
                 power_source="simulated",
