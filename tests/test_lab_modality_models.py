@@ -221,3 +221,8 @@ def test_modalities_without_a_joint_model_answer_with_their_mean_probability() -
     with torch.no_grad():
         whole = network.fuse(features)
     torch.testing.assert_close(joint[0][1], whole)
+
+
+def test_steps_are_those_taken_also_by_devices_that_sent_nothing() -> None:
+    points = run(tiny(), "mfedmc", rounds=2).points
+    assert [p.steps for p in points] == [5, 5]  # 2 epochs over 20 windows, batches of 8

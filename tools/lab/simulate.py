@@ -250,6 +250,10 @@ class Run:
             self._look(action.round + 1)
             self._push(now, Folded(action.round, done.versions, done.seen))
 
+    def _steps(self, head: UpdateHead) -> int:
+        """Local steps of the device in its last round."""
+        return max((steps for _, steps in head.blocks.values()), default=0)
+
     def _point(self, round: int, heads: list[UpdateHead]) -> Point:
         zero_fill = self.strategy.local().zero_fill
         serving = self.strategy.serving(self.blocks)
@@ -263,7 +267,7 @@ class Run:
             clock.up,
             clock.down,
             sum(h.loss for h in heads) / n,
-            sum(max((s for _, s in h.blocks.values()), default=0) for h in heads) / n,
+            sum(map(self._steps, heads)) / n,
             scores,
         )
 

@@ -137,6 +137,10 @@ class UnimodalRun(Run):
             size=cost.bytes_up,
         )
 
+    def _steps(self, head: UpdateHead) -> int:
+        """Of its longest task: devices that were not chosen trained all the same, and sent nothing."""
+        return max(self.core.assignments[head.device].steps.values())
+
     # -- what it costs ---------------------------------------------------------------------------
 
     def _spent(self, r: _Result, chosen: tuple[str, ...], selective: bool) -> Spent:
