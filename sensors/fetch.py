@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from sensors.download import Progress, Unreachable, disk_error, download
+from sensors.locate import MADE_UP
 from sensors.published import File, Published
 from sensors.recording import DataError
 
@@ -42,6 +43,7 @@ def fetch(
             raise DataError(folder, _by_hand(published, folder, error)) from None
     say(f"unpacking {archive.name}")
     _unpack(published, archive, folder)
+    (folder / MADE_UP).unlink(missing_ok=True)  # made-up files of the same names have been replaced
     if not brought:
         archive.unlink()
     return [folder / file.path for file in published.files]
@@ -76,7 +78,8 @@ def _make(folder: Path) -> None:
 def _room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DataError(folder, f"needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        scale, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+        raise DataError(folder, f"needs {needed / scale:.1f} {unit} of disk, {free / scale:.1f} {unit} are free")
 
 
 def _brought(published: Published, folder: Path) -> Path | None:
@@ -124,7 +127,7 @@ def _extract(published: Published, archive: Path, beside: Path, wanted: dict[str
         members = {target: name for name in packed.namelist() if (target := _target(published, name)) in wanted}
         inner = [name for name in packed.namelist() if name.endswith(".zip")]
         inside = [packed.getinfo(name) for name in (members.values() or inner)]
-        _room(beside, sum(info.file_size for info in inside))
+        _room(beside.parent, sum(info.file_size for info in inside))
         for target, name in members.items():
             if target is not None:
                 with packed.open(name) as stream:

@@ -22,6 +22,7 @@ READERS: dict[str, tuple[str, Callable[[Path], DataSet]]] = {
     "pamap2": ("pamap2", Pamap2),
 }
 NAMES = (*READERS, "synthetic")
+MADE_UP = "MADE-UP.txt"  # lies beside recordings that `relief data generate` wrote
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def find(name: str) -> Found:
     for called, root in roots():
         for place in places(root / folder):
             dataset = reader(place)
-            return Found(dataset, place, f"{name}: {len(dataset.subjects())} subjects from {place} ({called})")
+            made_up = ", made-up recordings" if (root / folder / MADE_UP).is_file() else ""
+            note = f"{name}: {counted(len(dataset.subjects()), 'subject')} from {place} ({called}){made_up}"
+            return Found(dataset, place, note)
     looked = " or ".join(str(root / folder) for _, root in roots())
     unset = "" if os.environ.get("RELIEF_DATA") else " (RELIEF_DATA is not set)"
     return _synthetic(
@@ -62,13 +65,18 @@ def find(name: str) -> Found:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """1 subject, 2 subjects."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _installed(name: str) -> Found:
     """A data set of another package: an entry point in the group `relief.datasets` that makes one when it is called."""
     others = {e.name: e for e in entry_points(group="relief.datasets")}
     if name not in others:
         raise ValueError(f"no data set {name!r}: expected one of {', '.join((*NAMES, *sorted(others)))}")
     made: DataSet = others[name].load()()
-    return Found(made, None, f"{name}: {len(made.subjects())} subjects from {others[name].value}")
+    return Found(made, None, f"{name}: {counted(len(made.subjects()), 'subject')} from {others[name].value}")
 
 
 def places(folder: Path) -> list[Path]:

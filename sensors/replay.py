@@ -54,30 +54,40 @@ class ReplaySource:
         self._length = max(1, round(piece_s * dataset.rate_hz))
         self._closed = threading.Event()
         self._ended = False
+        self._over = True  # nothing is left to fetch
         self._pieces: Iterator[Samples] = iter(())
         self._next: Samples | None = None
         self._began = 0.0
 
     def open(self) -> None:
         """Start the clock. KeyError for a subject that is not there."""
-        self._pieces = self._play()
-        self._next = next(self._pieces, None)
+        self._pieces, self._over = self._play(), False
+        self._fetch()
         self._began = time.monotonic()
 
     def read(self, timeout: float | None = None) -> Samples | None:
-        if self._next is None or self._closed.is_set():
+        upcoming = None if self._closed.is_set() else self._fetch()
+        if upcoming is None:
             self._ended = True
             return None
-        wait = self.due(self._next) - time.monotonic()
+        wait = self.due(upcoming) - time.monotonic()
         if wait > 0 and (self._closed.wait(wait if timeout is None else min(wait, timeout)) or _still(wait, timeout)):
             self._ended = self._closed.is_set()
             return None
-        samples, self._next = self._next, next(self._pieces, None)
-        return samples
+        self._next = (
+            None  # the one after it is fetched later: a new recording may have to be loaded, and this one is due
+        )
+        return upcoming
 
     @property
     def upcoming(self) -> Samples | None:
         """The piece that `read` will give next, to make ready what can be before it is due; None at the end."""
+        return self._fetch()
+
+    def _fetch(self) -> Samples | None:
+        if self._next is None and not self._over:
+            self._next = next(self._pieces, None)
+            self._over = self._next is None
         return self._next
 
     def due(self, samples: Samples) -> float:
@@ -88,7 +98,7 @@ class ReplaySource:
 
     @property
     def ended(self) -> bool:
-        return self._ended or self._closed.is_set() or self._next is None
+        return self._ended or self._closed.is_set() or self._over
 
     def close(self) -> None:
         self._closed.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ from sensors.recording import DataError
 FILES = {f"Protocol/subject10{n}.dat": bytes([n]) * 40_000 + b"\n" for n in range(1, 4)}
 
 
-def packed(members: dict[str, bytes]) -> bytes:
+def packed(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
+    with zipfile.ZipFile(out, "w", how) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return out.getvalue()
@@ -210,6 +211,31 @@ def test_a_full_disk_is_said_and_what_is_here_is_kept(server: Server, tmp_path: 
         fetch(published(server.url), tmp_path)
     (tmp_path / "pamap2.zip.part").unlink()
     fetch(published(server.url), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (zipfile.ZIP_STORED, "the disk is full; free some space"),
+        (zipfile.ZIP_DEFLATED, r"needs 0\.4 MB of disk, 0\.3 MB"),
+    ],
+    ids=["downloading", "unpacking"],
+)
+def test_a_disk_that_fills_up_is_said_and_with_more_space_the_fetch_goes_on(
+    server: Server, full_disk: Path, how: int, said: str
+) -> None:
+    big = {"Protocol/subject101.dat": bytes(200_000), "Protocol/subject102.dat": bytes(200_000)}
+    server.content = packed(big, how)
+    files = tuple(File(name, hashlib.sha256(data).hexdigest()) for name, data in big.items())
+    wanted = replace(published(server.url), files=files)  # sizes unknown: the download is not refused beforehand
+    with pytest.raises(DataError, match=said):
+        fetch(wanted, full_disk / "pamap2")
+    assert not (full_disk / "pamap2" / "Protocol").exists()
+    subprocess.run(["mount", "-o", "remount,size=4m", str(full_disk)], check=True)
+    fetch(wanted, full_disk / "pamap2")
+    assert set(big) <= set(left(full_disk / "pamap2"))
+    if how == zipfile.ZIP_DEFLATED:
+        assert server.ranges == [None]  # what was downloaded before the disk was too small is used
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_download(server: Server, tmp_path: Path) -> None:

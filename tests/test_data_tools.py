@@ -83,7 +83,8 @@ def test_plot_draws_a_strip_a_modality(originals: Path, tmp_path: Path, monkeypa
 def test_generated_files_are_found_and_never_mixed_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELIEF_DATA", str(tmp_path / "here"))
     relief("data", "generate", "mhealth", "--subjects", "1", "--bout", "3", "--bouts", "1")
-    assert "1 subjects, 8 modalities" in relief("data", "info", "mhealth")
+    said = relief("data", "info", "mhealth")
+    assert "1 subject, 8 modalities" in said and "made-up recordings" in said.replace("\n", " ")
     with pytest.raises(ValueError, match="is not empty"):
         relief("data", "generate", "mhealth")
     with pytest.raises(ValueError, match="expected one of pamap2, mhealth"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sensors.recording import UNLABELLED, Modality
+from sensors.recording import UNLABELLED, Modality, Recording
 from sensors.replay import ReplaySource
 from sensors.stream import Samples, WindowRing, pieces
 from sensors.synthetic import Synthetic
@@ -209,6 +210,25 @@ def test_a_replay_keeps_its_pace_without_drift() -> None:
     assert len(late) == 30
     assert min(late) > -0.002
     assert min(late[-10:]) < 0.05  # a pause between pieces instead of due times would be 0.6 s behind by now
+
+
+def test_the_last_piece_of_a_recording_does_not_wait_until_the_next_one_is_loaded() -> None:
+    loaded: list[int] = []
+
+    class Slow(Made):
+        def recordings(self, subject: str) -> Iterator[Recording]:
+            for n, recording in enumerate(super().recordings(subject)):
+                loaded.append(n)
+                yield recording
+
+    source = ReplaySource(Slow({"s": [[0] * 4, [1] * 4]}), "s", speed=FAST, piece_s=0.2)
+    source.open()
+    for _ in range(2):
+        taken = source.read()
+        assert taken is not None and set(taken.labels) == {0} and loaded == [0]
+    assert source.upcoming is not None and loaded == [0, 1]
+    assert [set(samples.labels) for samples in pieces(source)] == [{1}, {1}]
+    assert source.ended
 
 
 def test_closing_a_replay_ends_a_read_that_waits() -> None:

@@ -308,6 +308,67 @@ def test_damage_is_refused_in_one_line_with_file_row_and_expectation(
     assert "\n" not in message
 
 
+def _mhealth_label(lines: list[bytes]) -> None:
+    lines[99] = lines[99].rsplit(b"\t", 1)[0] + b"\t13"
+
+
+def _mhealth_short(lines: list[bytes]) -> None:
+    lines[99] = lines[99].rsplit(b"\t", 1)[0]
+
+
+def _mhealth_long(lines: list[bytes]) -> None:
+    lines[99] += b"\t1"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize(
+    ("damage", "row", "expected"),
+    [
+        (_mhealth_label, 100, "activity 13, expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"),
+        (_letters, 100, "expected a number"),
+        (_mhealth_short, 100, "23 columns, expected 24"),
+        (_mhealth_long, 100, "25 columns, expected 24"),
+        (_truncated, 99, "the line is cut off"),
+        (_line_end, 100, "line ends with CRLF, expected LF as in row 1"),
+        (list.clear, None, "holds no rows, expected 24 columns"),
+    ],
+)
+def test_the_same_damage_is_refused_in_mhealth_from_a_folder_and_from_a_zip(
+    written: Path,
+    tmp_path: Path,
+    damage: Callable[[list[bytes]], None],
+    row: int | None,
+    expected: str,
+    packed: bool,
+) -> None:
+    lines = (written / "mhealth/MHEALTHDATASET/mHealth_subject1.log").read_bytes().split(b"\n")
+    damage(lines)
+    name, place = "MHEALTHDATASET/mHealth_subject1.log", tmp_path / "set"
+    if packed:
+        place = tmp_path / "set.zip"
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, b"\n".join(lines))
+    else:
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        list(Mhealth(place).recordings("1"))
+    where = f"mHealth_subject1.log, row {row}: " if row else "mHealth_subject1.log: "
+    assert where in str(caught.value) and expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_zip_member_is_named_and_nothing_of_it_is_used(pamap2_file: Path, tmp_path: Path) -> None:
+    place = tmp_path / "p.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.write(pamap2_file, "Protocol/subject101.dat")
+    damaged = bytearray(place.read_bytes())
+    at = damaged.rindex(b"1 0 0 0")
+    damaged[at] = ord("2")  # still a number: only the member's sum tells
+    place.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"p\.zip!Protocol/subject101\.dat: cannot be read \(Bad CRC-32"):
+        list(Pamap2(place).recordings("101"))
+
+
 def test_an_empty_file_and_a_file_cut_anywhere_are_refused(written: Path, tmp_path: Path) -> None:
     text = (written / "mhealth/MHEALTHDATASET/mHealth_subject1.log").read_bytes()
     file = tmp_path / "mHealth_subject1.log"

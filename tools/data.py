@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 
 from sensors.fetch import fetch as fetch_files
-from sensors.locate import NAMES, Found, find
+from sensors.locate import MADE_UP, NAMES, Found, counted, find
 from sensors.originals import write_mhealth, write_pamap2
 from sensors.published import PUBLISHED
 from sensors.recording import DataSet
@@ -33,7 +33,7 @@ def _root() -> Path:
 def fetch(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(PUBLISHED)}.")],
     folder: Annotated[
-        Path | None, typer.Option(help="Where to put it. [default: RELIEF_DATA or ./data, then the name]")
+        Path | None, typer.Option(help="Where to put it.", show_default="RELIEF_DATA or ./data, then the name")
     ] = None,
 ) -> None:
     """Download a data set from UCI, check every file and unpack it. Continues where it broke off.
@@ -83,7 +83,8 @@ def info(
     console.print(_activity_table(found.dataset, summaries))
     labelled = sum(sum(s.activities.values()) for s in summaries)
     console.print(
-        f"{found.dataset.name}: {len(summaries)} subjects, {len(found.dataset.modalities)} modalities, "
+        f"{found.dataset.name}: {counted(len(summaries), 'subject')}, "
+        f"{len(found.dataset.modalities)} modalities, "
         f"{labelled / 60:.1f} labelled minutes at {found.dataset.rate_hz:.4g} Hz"
     )
 
@@ -91,10 +92,10 @@ def info(
 @app.command()
 def plot(
     name: Name,
-    subject: Annotated[str | None, typer.Option(help="Whose recording. [default: the first]")] = None,
+    subject: Annotated[str | None, typer.Option(help="Whose recording.", show_default="the first")] = None,
     begin: Annotated[float, typer.Option(help="Seconds to skip.", min=0)] = 0.0,
-    seconds: Annotated[float | None, typer.Option(help="Seconds to show. [default: all]", min=0.1)] = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG. [default: NAME-SUBJECT.png]")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds to show.", show_default="all", min=0.1)] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG.", show_default="NAME-SUBJECT.png")] = None,
 ) -> None:
     """Draw a strip chart, one strip a modality, as a PNG.
 
@@ -109,14 +110,14 @@ def plot(
     file = out or Path(f"{dataset.name}-{who}.png")
     with progress(f"drawing {who}"):
         activities = strip_chart(dataset, who, file, begin, seconds)
-    print(f"{file}: {len(dataset.modalities)} modalities, {activities} activities")
+    print(f"{file}: {len(dataset.modalities)} modalities, activities shown: {activities}")
 
 
 @app.command()
 def generate(
     name: Annotated[str, typer.Argument(help="pamap2 or mhealth.")],
     folder: Annotated[
-        Path | None, typer.Option(help="Where to put it. [default: RELIEF_DATA or ./data, then the name]")
+        Path | None, typer.Option(help="Where to put it.", show_default="RELIEF_DATA or ./data, then the name")
     ] = None,
     subjects: Annotated[int, typer.Option(min=1, max=9, help="People to make up.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
@@ -135,6 +136,7 @@ def generate(
         raise ValueError(f"{target} is not empty: made-up files are not mixed with others; name another --folder")
     with progress(f"writing {name}", subjects, "subjects") as step:
         files = writers[name](target, subjects=subjects, seed=seed, bout_s=bout, bouts=bouts, progress=step)
+    (target / MADE_UP).write_text(f"Recordings in the format of {name}, made up by `relief data generate`.\n")
     print(f"{len(files)} made-up files below {target}, {sum(f.stat().st_size for f in files) / 1e6:.0f} MB")
 
 
@@ -145,7 +147,7 @@ def _modality_table(dataset: DataSet, summaries: list[SubjectSummary]) -> Table:
         total = sum((s.gaps[m.name] for s in owners), Gaps())
         table.add_row(
             m.name,
-            " ".join(m.channels),
+            " ".join(m.channels) if len(m.channels) <= 3 else f"{m.channels[0]} to {m.channels[-1]}",
             m.unit,
             f"{m.rate_hz:.4g}",
             str(len(owners)),

@@ -114,11 +114,11 @@ def speed_of(text: str) -> float:
 
 def replay(
     dataset: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
-    subject: Annotated[str | None, typer.Option(help="Whose recording. [default: the first]")] = None,
+    subject: Annotated[str | None, typer.Option(help="Whose recording.", show_default="the first")] = None,
     speed: Annotated[str, typer.Option(help="Times the recorded pace, or max.")] = "1",
     modality: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
     prefix: Annotated[
-        str | None, typer.Option(help="Topics are PREFIX/MODALITY. [default: sensors/SET/SUBJECT]")
+        str | None, typer.Option(help="Topics are PREFIX/MODALITY.", show_default="sensors/SET/SUBJECT")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with a [broker] section.")] = None,
     host: Annotated[str | None, typer.Option(help="The broker, where no file says.")] = None,

@@ -34,10 +34,12 @@ def strip_chart(dataset: DataSet, subject: str, file: Path, begin_s: float = 0.0
         for begin, end, label in runs(labels):
             shown.setdefault(label, COLOURS[label % len(COLOURS)])
             ax.axvspan(times[begin], times[end - 1], color=shown[label], alpha=0.13, lw=0)
-        ax.set_ylabel(f"{name}\n{units[name].unit}", fontsize=7, rotation=0, ha="right", va="center")
+        unit = units[name].unit.replace(", ", "\n")
+        ax.set_ylabel(f"{name}\n{unit}", fontsize=7, rotation=0, ha="right", va="center")
         ax.tick_params(labelsize=7)
         ax.margins(x=0)
-        ax.legend(fontsize=6, loc="upper right", ncols=9, frameon=False)
+        columns = -(-len(units[name].channels) // 3)
+        ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False)
     axes[-1].set_xlabel("seconds", fontsize=8)
     for begin, end, label in runs(labels):
         if times[end - 1] - times[begin] > (times[-1] - times[0]) / 30:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tools.demo.plan import Plan
+from tools.demo.plan import DemoDevice, Plan
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,16 @@ def _devices(plan: Plan, run: Run, shares: dict[str, float]) -> Table:
     for column in ("device", "on", "modalities", "blocks", "steps", "seconds", "kB up", "CPU"):
         left = column in ("device", "on", "modalities")
         table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=column != "modalities")
+    everything = max(len(d.modalities) for d in plan.devices)
     for d in plan.devices:
         mine = [r["devices"][d.id] for r in run.rounds if d.id in r["devices"]]
         if not mine:
-            table.add_row(d.id, d.subject, ", ".join(d.modalities), "-", "-", "-", "-", "-")
+            table.add_row(d.id, d.subject, _owned(d, everything), "-", "-", "-", "-", "-")
             continue
         table.add_row(
             d.id,
             d.subject,
-            ", ".join(d.modalities),
+            _owned(d, everything),
             f"{median(len(m['steps']) - 1 for m in mine):.0f} of {len(d.modalities)}",
             f"{median(max(m['steps'].values()) for m in mine):.0f}",
             f"{median(m['seconds'] for m in mine):.2f}",
@@ -88,6 +89,13 @@ def _devices(plan: Plan, run: Run, shares: dict[str, float]) -> Table:
             f"{shares[d.id]:.2f}" if d.id in shares else "-",
         )
     return table
+
+
+def _owned(device: DemoDevice, everything: int) -> str:
+    """Its modalities; of those that own everything only how many, where a list would fill the screen."""
+    if len(device.modalities) == everything > 4:
+        return f"all {everything}"
+    return ", ".join(device.modalities)
 
 
 def _overall(relief: Run, fedavg: Run) -> tuple[Table, str]:

@@ -60,7 +60,8 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, sec
     for subject in dict.fromkeys(d.subject for d in demo.devices):
         worn = ", ".join(d.id for d in demo.devices if d.subject == subject)
         console.print(f"  subject {subject} wears {worn}", highlight=False)
-    console.print(f"  held out: subjects {', '.join(demo.held_out)}; rare modality: {demo.rare}")
+    held_out = f"subject{'s' if len(demo.held_out) > 1 else ''} {', '.join(demo.held_out)}"
+    console.print(f"  held out: {held_out}; rare modality: {demo.rare}")
     quotas = ", ".join(f"{tier} {quota:g}" for tier, quota in QUOTAS.items())
     console.print(f"Tiers, as shares of one CPU core: {quotas}\nRun folder: {folder}")
     try:
