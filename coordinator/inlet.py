@@ -19,7 +19,7 @@ from models.partition import Partition
 from protocol import broker_metrics
 from protocol.chunks import Reassembly
 from protocol.errors import ProtocolError
-from protocol.messages import Chunk, Reply, Report, Request, Status, Update, decode
+from protocol.messages import RESUME, Chunk, Reply, Report, Request, Status, Update, decode
 from protocol.topics import Topics
 from protocol.transport import Received
 
@@ -89,6 +89,8 @@ class Inlet:
             report = decode(Report, payload)
             if report.kind == "declined":
                 self._feed(Declined(device, report.id, report.reason))
+            elif report.kind == RESUME:
+                self._resume(device, report)
 
     def _update(self, device: str, update: Update) -> None:
         asked = self._core.asked(device, update.assignment) is not None
@@ -102,6 +104,16 @@ class Inlet:
         self._feed(UpdateArrived(UpdateHead.of(update)))
         if update.id not in self._core.storing:
             del self._waiting[update.id]
+
+    def _resume(self, device: str, report: Report) -> None:
+        """A device was cut off while it sent an update: only what has not come needs to travel."""
+        if report.id in self._core.storing:
+            return  # answered once it is on disk
+        if any(head and head.id == report.id for head in (self._core.stored.get(device), self._core.done.get(device))):
+            self._speaker.answer(Acknowledge(device, report.id, True))
+            return
+        parts, chunks = self._reassembly.get(device), report.values.get("chunks")
+        self._speaker.missing(device, report.id, parts.missing(report.id, chunks) if parts else [])
 
     def tensors(self, update: str) -> Update:
         """Hand over the update of this id that the core wants stored."""

@@ -148,7 +148,9 @@ class Coordinator:
             at.epoch = self.core.epoch = int(time.time())
             self.ledger.begin(at.epoch)
             self._unsaved = True
-        self._publisher.state(CoordinatorState(online=True, boot=self.boot, epoch=at.epoch, model=self.spec.to_dict()))
+        self._publisher.state(
+            CoordinatorState(online=True, boot=self.boot, epoch=at.epoch, resumes=True, model=self.spec.to_dict())
+        )
         for name, vector in self.base.items():
             if vector.size:
                 # A base belongs to its modality's device too: it carries the scale it was trained with.

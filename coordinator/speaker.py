@@ -85,6 +85,11 @@ class Speaker:
         answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)
         self._control.publish(self._topics.device(one.device, "answer"), answer.encode())
 
+    def missing(self, device: str, update: str, chunks: list[int]) -> None:
+        """Tell a device which chunks of its update have not come; none are named where nothing of it is here."""
+        answer = Answer(update=update, accepted=False, again=True, resume=True, missing=chunks)
+        self._control.publish(self._topics.device(device, "answer"), answer.encode())
+
     def block(self, name: str) -> None:
         """Publish a block's present version."""
         core = self._core

@@ -20,6 +20,7 @@ from device_runtime.downloads import Downloads
 from device_runtime.events import (
     Action,
     Annotate,
+    Ask,
     ChunkHeard,
     Drop,
     Event,
@@ -167,7 +168,7 @@ class Agent:
             actions += self._adopt(event.model)
         if before is not None and event.online and (fresh or not before.online):
             # It may have lost everything that was not yet in its journal.
-            self._backlog.all_due(now, spread=1.0)
+            self._backlog.all_due(now, spread=1.0, anew=fresh)
             actions.append(self._tell_birth(now))
         if fresh:
             actions += _stop(self._docket.renew(event.epoch, self._backlog))
@@ -206,6 +207,8 @@ class Agent:
     def _answer(self, event: Answer, now: float) -> list[Action]:
         if event.update not in self._backlog:
             return []
+        if event.resume:
+            return [Upload(event.update, tuple(event.missing))] if self._backlog.answered(event.update) else []
         if event.again and not event.accepted:
             self._backlog.postpone(event.update, now)
             self.counts["updates to repeat"] += 1
@@ -254,7 +257,8 @@ class Agent:
         """Whatever has become possible or due by now."""
         actions = self._start(self._docket.waiting, now) if self._docket.waiting else []
         if self.connected:
-            actions += [Upload(update) for update in self._backlog.take(now)]
+            ask = self.coordinator is not None and self.coordinator.resumes
+            actions += [Ask(u) if begun else Upload(u) for u, begun in self._backlog.take(now, ask=ask)]
             if now >= self._birth.due:
                 actions.append(self._tell_birth(now))
         return actions

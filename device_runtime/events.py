@@ -180,10 +180,18 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Upload:
-    """Publish the chunks of an update that is in the outbox."""
+class Ask:
+    """Ask the coordinator which chunks of an update have not come; it answers with an Answer that has `resume`."""
 
     update: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Publish an update that is in the outbox: these of its chunks, or all where none are named."""
+
+    update: str
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,6 +238,7 @@ Action: TypeAlias = (
     | StartTraining
     | StopTraining
     | Keep
+    | Ask
     | Upload
     | Drop
     | Obey

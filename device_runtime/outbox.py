@@ -131,6 +131,11 @@ class Outbox:
             return None
         return found[1]
 
+    def length(self, update: str) -> int | None:
+        """Bytes of an update, or None where it is not here."""
+        entry = self._entries.get(update)
+        return entry.size if entry else None
+
     def remove(self, update: str) -> None:
         """The update was answered, or gives way."""
         if self._entries.pop(update, None) is None:

@@ -24,6 +24,7 @@ from device_runtime.equipment import energy, predictor
 from device_runtime.events import (
     Action,
     Annotate,
+    Ask,
     ChunkHeard,
     Drop,
     Event,
@@ -52,8 +53,8 @@ from device_runtime.power import Limits
 from device_runtime.progress import Progress
 from device_runtime.sensing import Sensing, scale
 from device_runtime.slots import RESTART, confirm
+from device_runtime.uplink import pieces, question
 from device_runtime.worker import Worker, torch_is_here
-from protocol.chunks import chunk_size, split
 from protocol.errors import Congested, ProtocolError
 from protocol.messages import Order, Status, Telemetry
 from protocol.topics import Topics
@@ -324,13 +325,22 @@ class Runtime:
         self._say_problem()
 
     @_do.register
+    def _ask(self, action: Ask) -> None:
+        length = self.outbox.length(action.update)
+        if length is None:
+            self.agent.forget(action.update)
+            return
+        asked = question(action.update, length, self._max_payload)
+        self._send(Publish(self.topics.device(self.config.id, "report"), asked))
+
+    @_do.register
     def _upload(self, action: Upload) -> None:
         body = self.outbox.body(action.update)
         if body is None:
             self.agent.forget(action.update)
             return
         topic = self.topics.device(self.config.id, "update")
-        for chunk in split(action.update, body, chunk_size(self._max_payload)):
+        for chunk in pieces(action, body, self._max_payload):
             payload = chunk.encode()
             self.bytes_up += len(payload)
             self._transport.publish(topic, payload)

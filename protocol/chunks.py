@@ -22,13 +22,16 @@ def chunk_size(max_payload: int) -> int:
     return max(1, min(CHUNK, max_payload - ENVELOPE))
 
 
+def count(length: int, size: int = CHUNK) -> int:
+    """How many chunks of `size` bytes a payload of `length` bytes has."""
+    return max(1, -(-length // size))
+
+
 def split(id: str, whole: bytes | memoryview, size: int = CHUNK) -> list[Chunk]:
     """Cut `whole` into chunks of at most `size` bytes, at least one. No copies: the chunks view `whole`."""
     view, digest = memoryview(whole), hashlib.sha256(whole).digest()
-    count = max(1, -(-len(view) // size))
-    return [
-        Chunk(id=id, index=k, count=count, digest=digest, data=view[k * size : (k + 1) * size]) for k in range(count)
-    ]
+    many = count(len(view), size)
+    return [Chunk(id=id, index=k, count=many, digest=digest, data=view[k * size : (k + 1) * size]) for k in range(many)]
 
 
 @dataclass
@@ -73,10 +76,12 @@ class Reassembly:
         del self._partial[chunk.id]
         return _checked(b"".join(now.parts[k] for k in range(now.count)), now.digest)
 
-    def missing(self, id: str) -> list[int]:
-        """Indices still needed of an unfinished payload; empty if nothing of it is here."""
+    def missing(self, id: str, count: int | None = None) -> list[int]:
+        """Indices still needed of an unfinished payload; empty if nothing of it, cut into `count`, is here."""
         now = self._partial.get(id)
-        return [k for k in range(now.count) if k not in now.parts] if now else []
+        if now is None or (count is not None and count != now.count):
+            return []
+        return [k for k in range(now.count) if k not in now.parts]
 
 
 def _checked(whole: bytes, digest: bytes) -> bytes:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from protocol.errors import Malformed, TooLarge
 
 PROTOCOL = 1  # raised when an older peer would misread us; said at birth
+RESUME = "resume"  # kind of a report
 MAX_MESSAGE = 256 * 1024 * 1024  # bytes: nothing larger is decoded
 
 
@@ -75,6 +76,7 @@ class CoordinatorState(Message):
     boot: str = ""
     epoch: Count = 0
     protocol: int = PROTOCOL
+    resumes: bool = False  # it answers reports of kind RESUME
     model: dict[str, Any] = {}  # models.ModelSpec.to_dict()
 
 
@@ -128,12 +130,17 @@ class Assignment(Message):
 
 
 class Answer(Message):
-    """The application's acknowledgement; until it arrives the update stays in the device's outbox."""
+    """The application's acknowledgement; until it arrives the update stays in the device's outbox.
+
+    With `resume` it is none: it says which chunks of an unfinished upload are still needed.
+    """
 
     update: str
     accepted: bool
     reason: str = ""
     again: bool = False  # refused for now: keep it and send it once more
+    resume: bool = False  # not an acknowledgement, but what a report of kind RESUME asked for
+    missing: list[Count] = []  # with `resume`: the chunks that have not come; empty: none has
 
 
 class Order(Message):
@@ -245,7 +252,10 @@ def update_id(device: str, boot: str, assignment: str) -> str:
 
 
 class Report(Message):
-    """The result of an order, or a declined assignment (`kind` "declined", `id` the assignment's)."""
+    """The result of an order, or a declined assignment (`kind` "declined", `id` the assignment's).
+
+    Kind RESUME asks which chunks of the update `id` are still missing; values: chunks, how many there are of it.
+    """
 
     id: str
     kind: str

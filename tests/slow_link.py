@@ -1,4 +1,4 @@
-"""A TCP link of so many bytes a second between a client and a broker, small buffers on both sides."""
+"""A TCP link of so many bytes a second between a client and a broker, small buffers on both sides; it can be cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ BUFFER = 8 * 1024  # bytes; a big kernel buffer would make the link look fast at
 
 
 class SlowLink:
-    """Listens on `port` and passes bytes on to `target`, upwards at `rate` bytes a second."""
+    """Listens on `port` and passes bytes on to `target`, upwards at `rate` bytes a second.
+
+    up    bytes that came from clients so far
+    """
 
     def __init__(self, target: int, rate: int) -> None:
         self._target, self._rate = target, rate
@@ -20,6 +23,7 @@ class SlowLink:
         self._server.bind(("127.0.0.1", 0))
         self._server.listen()
         self.port: int = self._server.getsockname()[1]
+        self.up = 0
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
 
@@ -34,6 +38,14 @@ class SlowLink:
             sock.close()
         for thread in self._threads:
             thread.join()
+
+    def cut(self) -> None:
+        """End every connection, with whatever is on its way."""
+        cut, self._sockets = self._sockets, []
+        for sock in cut:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     def _accept(self) -> None:
         while True:
@@ -52,6 +64,7 @@ class SlowLink:
         with contextlib.suppress(OSError):
             while data := one.recv(4096):
                 if rate:
+                    self.up += len(data)
                     due = max(due, time.monotonic()) + len(data) / rate
                     time.sleep(max(0.0, due - time.monotonic()))
                 other.sendall(data)

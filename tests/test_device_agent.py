@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.agent import Agent
-from device_runtime.events import ChunkHeard as Piece
 from device_runtime.events import (
+    Ask,
     Drop,
     GiveUp,
     Health,
@@ -29,6 +29,7 @@ from device_runtime.events import (
     Upload,
     UseModel,
 )
+from device_runtime.events import ChunkHeard as Piece
 from models.spec import InputSpec, Mode, ModelSpec
 from protocol.chunks import split
 from protocol.messages import (
@@ -385,6 +386,52 @@ def test_nothing_is_sent_while_the_connection_is_down():
     assert of(Upload, feed(a, done)) == []
     assert of(Upload, feed(a, Tick(), now=500.0)) == []
     assert of(Upload, feed(a, Connected(1 << 20), now=501.0)) == [Upload(done.update.id)]
+
+
+def test_after_a_cut_only_what_has_not_come_is_sent():
+    a, resuming = ready(agent()), state().model_copy(update={"resumes": True})
+    feed(a, resuming, assignment())
+    id = of(Upload, feed(a, result(assignment())))[0].update
+    feed(a, Lost("gone"), now=1.0)
+    again = feed(a, Connected(1 << 20), now=2.0)
+    assert of(Ask, again) == [Ask(id)]
+    assert of(Upload, again) == []
+    told = Answer(update=id, accepted=False, again=True, resume=True, missing=[3, 4])
+    assert of(Upload, feed(a, told, now=2.1)) == [Upload(id, (3, 4))]
+    assert of(Upload, feed(a, told, now=2.2)) == []  # a copy
+    assert of(Ask, feed(a, Tick(), now=2.0 + 10.0)) == [Ask(id)]  # so are the answer's answers
+    nothing_there = told.model_copy(update={"missing": []})
+    assert of(Upload, feed(a, nothing_there, now=12.1)) == [Upload(id)]
+    assert of(Drop, feed(a, Answer(update=id, accepted=True), now=13.0)) == [Drop(id, True)]
+    assert a.wakes() == float("inf")
+
+
+def test_a_question_that_is_not_answered_is_asked_again():
+    a, resuming = ready(agent()), state().model_copy(update={"resumes": True})
+    feed(a, resuming, assignment(), result(assignment()), Lost("gone"))
+    now, asked = 1.0, of(Ask, feed(a, Connected(1 << 20), now=1.0))
+    while len(asked) < 4:
+        now = a.wakes()
+        asked += of(Ask, feed(a, Tick(), now=now))
+    assert 1.0 + 5.0 + 10.0 < now < 1.0 + 10.0 + 20.0 + 40.0
+
+
+def test_another_life_of_the_coordinator_is_sent_everything():
+    a, resuming = ready(agent()), state().model_copy(update={"resumes": True})
+    feed(a, resuming, assignment())
+    id = of(Upload, feed(a, result(assignment())))[0].update
+    feed(a, Lost("gone"), Connected(1 << 20), now=2.0)
+    feed(a, resuming.model_copy(update={"boot": "c2"}), now=2.1)
+    assert of(Upload, feed(a, Tick(), now=3.1)) == [Upload(id)]
+    late = Answer(update=id, accepted=False, again=True, resume=True, missing=[1])
+    assert of(Upload, feed(a, late, now=3.2)) == []  # of the life before
+
+
+def test_a_coordinator_that_does_not_know_the_question_is_sent_everything():
+    a = ready(agent())
+    feed(a, assignment())
+    id = of(Upload, feed(a, result(assignment())))[0].update
+    assert of(Upload, feed(a, Lost("gone"), Connected(1 << 20), now=2.0)) == [Upload(id)]
 
 
 def test_a_refused_update_is_dropped_and_one_refused_for_now_is_not():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime.agent import Agent
 from device_runtime.events import (
+    Ask,
     Drop,
     GiveUp,
     Keep,
@@ -26,7 +27,7 @@ from device_runtime.events import (
 )
 from device_runtime.listen import heard
 from device_runtime.outbox import Outbox
-from protocol.chunks import chunk_size, split
+from device_runtime.uplink import pieces, question
 from protocol.errors import ProtocolError
 from protocol.faulty import FaultyTransport
 from protocol.messages import BlockSpeed, Scale, Status, Update
@@ -162,10 +163,15 @@ class DeviceParty:
             self.world.clock(0.05, self._ends.get(action.assignment, lambda: None))  # at the next step border
         elif isinstance(action, Keep):
             self._keep(action.update.id, action.update)
+        elif isinstance(action, Ask):
+            length = self.outbox.length(action.update)
+            assert length is not None, f"{self.name}: {action.update} is asked for and is not in the outbox"
+            asked = question(action.update, length, self._max_payload)
+            self._transport.publish(self.topics.device(self.name, "report"), asked.encode())
         elif isinstance(action, Upload):
             body = self.outbox.body(action.update)
             assert body is not None, f"{self.name}: {action.update} is to be sent and is not in the outbox"
-            for chunk in split(action.update, body, chunk_size(self._max_payload)):
+            for chunk in pieces(action, body, self._max_payload):
                 self._transport.publish(self.topics.device(self.name, "update"), chunk.encode())
         elif isinstance(action, Drop):
             self.fuse.deed()
