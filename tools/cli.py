@@ -7,8 +7,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import typer
+if TYPE_CHECKING:
+    import typer
 
 # Vectors here are small: threads of the linear algebra library would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -36,6 +38,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
 
 def build(verbs: Iterable[str]) -> typer.Typer:
     """The command with these verbs."""
+    import typer  # here, where an interruption is one line already
+
     app = typer.Typer(no_args_is_help=True, help="Federated learning over MQTT for fleets whose sensors differ.")
 
     @app.callback()
@@ -56,13 +60,16 @@ def build(verbs: Iterable[str]) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the command; errors that a user can mend are one line, with the page that says what to do."""
-    from tools.exit_codes import tell
-
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         # click knows terminals, and not this wish; rich knows both.
         build([asked] if asked in VERBS else VERBS)(color=False if os.environ.get("NO_COLOR") else None)
+    except KeyboardInterrupt:  # before or after the verb itself, which ends so by itself
+        print("relief: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
+        from tools.exit_codes import tell
+
         raise SystemExit(tell(error).number) from None
 
 

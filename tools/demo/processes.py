@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 PR_SET_PDEATHSIG = 1
+PAGE = "dashboard"
+NICE = 15  # of the page
 PATIENCE = 2.0  # seconds between SIGTERM and SIGKILL
+HASTE = 1.0  # the same when the demo is interrupted: within three seconds all of it is gone
 
 
 class Processes:
@@ -29,7 +33,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop(*list(self._running))
+        self.stop_all()
 
     def device(self, id: str, file: Path) -> None:
         """Start a device process."""
@@ -39,7 +43,7 @@ class Processes:
         """Start a coordinator process."""
         self._start(name, "coordinator", "run", "--config", str(file))
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, *arguments: str, before: Callable[[], None] | None = None) -> None:
         """Run `relief ARGUMENTS`; Ctrl-C on the terminal reaches only us, and we end it."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
@@ -48,16 +52,25 @@ class Processes:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=before or _die_with_parent,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
 
-    def stop(self, *names: str) -> None:
-        """Ask these to end; insist after two seconds."""
+    def page(self, file: Path, port: int) -> None:
+        """Start the live page: it gives way to the fleet whenever both want the processor."""
+        options = ("--config", str(file), "--port", str(port), "--operator", "demo", "--control")
+        self._start(PAGE, "dashboard", *options, before=_give_way)
+
+    def stop_all(self) -> None:
+        """End everything at once and soon: the patience is spent once, not once for each."""
+        self.stop(*list(self._running), patience=HASTE)
+
+    def stop(self, *names: str, patience: float = PATIENCE) -> None:
+        """Ask these to end; insist after `patience` seconds."""
         chosen = {name: self._running.pop(name) for name in names if name in self._running}
         for process in chosen.values():
             _signal(process, signal.SIGCONT, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         for process in chosen.values():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -69,7 +82,7 @@ class Processes:
         """The first process that ended by itself with an error, and the end of its log; None if all are well."""
         for name, process in self._running.items():
             code = process.poll()
-            if code:
+            if code and name != PAGE:  # without it the demo goes on
                 tail = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()[-5:]
                 return f"{name} ended with code {code}:\n  " + "\n  ".join(tail)
         return None
@@ -84,6 +97,11 @@ def _signal(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:
     for number in signals:
         if process.poll() is None:
             process.send_signal(number)
+
+
+def _give_way() -> None:
+    os.nice(NICE)
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:

@@ -20,7 +20,7 @@ from protocol.transport import Transport
 from sensors.locate import NAMES
 from tools.demo.page import page
 from tools.demo.plan import QUOTAS, Plan, configuration, plan
-from tools.demo.processes import Processes
+from tools.demo.processes import PAGE, Processes
 from tools.demo.recordings import recordings
 from tools.demo.report import Run, picture, show
 from tools.demo.threads import Threads
@@ -105,13 +105,18 @@ def _both(
     files = {
         method: _write(demo, folder, meet, method, count, seed) for method, count in (("relief", rounds), ("fedavg", 0))
     }
-    with page(console, files["relief"], folder / "logs", wanted=dashboard), Watch("demo", view) as watch:
-        for device in demo.devices:
-            parties.device(device.id, files["relief"])
-        relief = _run(console, parties, watch, folder, "relief", files["relief"])
-        best = relief.final("held_out")
-        fedavg = _run(console, parties, watch, folder, "fedavg", files["fedavg"], target=best)
-        parties.stop(*(d.id for d in demo.devices))
+    page(console, parties, files["relief"], wanted=dashboard)
+    with Watch("demo", view) as watch:
+        try:
+            for device in demo.devices:
+                parties.device(device.id, files["relief"])
+            relief = _run(console, parties, watch, folder, "relief", files["relief"])
+            best = relief.final("held_out")
+            fedavg = _run(console, parties, watch, folder, "fedavg", files["fedavg"], target=best)
+        except BaseException:
+            parties.stop_all()  # before anything else that takes time
+            raise
+        parties.stop(*(d.id for d in demo.devices), PAGE)
     return relief, fedavg
 
 

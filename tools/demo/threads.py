@@ -34,6 +34,10 @@ class Threads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop_all()
+
+    def stop_all(self) -> None:
+        """End everything."""
         self.stop(*list(self._threads))
 
     def device(self, id: str, file: Path) -> None:
