@@ -154,6 +154,10 @@ class _Run:
         self.hidden = hidden(local, device, round, [m for m in self.present if m in self.x])
         self.last_epoch = last_epoch(local, self.windows, self.total)
         self.entropies: list[Tensor] = []
+        self.others: Tensor | None = None  # (classes,) those that no window is of
+        if local.own_classes:
+            self.others = torch.ones(self.spec.classes, dtype=torch.bool, device=y.device)
+            self.others[self.y] = False
         self.watch = Stopwatch(block_costs(self.spec), y.device)
         # Detached twins share storage with the parameters but record no graph: a frozen block costs no backward pass.
         self.live = dict(network.named_parameters())
@@ -186,6 +190,8 @@ class _Run:
         features = {m: self._features(m, t, tensors, m in active) for m in here}
         with self.watch.fusion(len(rows)):
             scores = fuse(self.spec, tensors, features)
+            if self.others is not None:
+                scores = scores.masked_fill(self.others, 0.0)
             loss = F.cross_entropy(scores, self.y[rows])
         whole = loss
         if self.hidden:

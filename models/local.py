@@ -23,6 +23,7 @@ class Local:
     prox        mu of FedProx: + mu/2 |w - w_t|^2
     dropout     probability that a present modality is left out of a step (its encoder is not run then)
     zero_fill   absent modalities are fed as zeros and trained like present ones (FedAvg as commonly run)
+    own_classes  scores of classes of which the device has no window count as 0 (HeteroFL's masked cross-entropy)
     clip        largest gradient norm of a step over all blocks together; 0: none
     cache       features of blocks that are not trained are computed once per window and round
     double      float64 instead of float32, for comparisons
@@ -40,6 +41,7 @@ class Local:
     prox: float = 0.0
     dropout: float = 0.0
     zero_fill: bool = False
+    own_classes: bool = False
     clip: float = 0.0
     cache: bool = True
     double: bool = False

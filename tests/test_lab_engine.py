@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from device_runtime.trainer import train  # noqa: E402  torch is optional, so it is looked for first
 from models.local import Local  # noqa: E402
 from models.network import Network  # noqa: E402
-from models.partition import Vector, initial  # noqa: E402
+from models.partition import Vector, initial, partition  # noqa: E402
 from models.spec import SHARED, BPolicy, InputSpec, Mode, ModelSpec  # noqa: E402
 from tools.lab.engine import Engine, Job  # noqa: E402
 
@@ -73,8 +73,9 @@ def alone(spec: ModelSpec, job: Job, x: dict[str, Vector], y: Vector, frozen: di
         replace(EXACT, prox=0.3, clip=0.4),
         replace(EXACT, zero_fill=True),
         replace(EXACT, zero_fill=True, dropout=0.4, clip=1.0),
+        replace(EXACT, own_classes=True),
     ],
-    ids=["plain", "still", "dropout", "limits", "zeros", "all"],
+    ids=["plain", "still", "dropout", "limits", "zeros", "all", "classes"],
 )
 def test_stacked_devices_get_the_weights_that_their_own_trainer_gives_them(spec: ModelSpec, local: Local) -> None:
     x, y, base, frozen = world(spec)
@@ -130,3 +131,17 @@ def test_views_are_refused_where_a_block_rests() -> None:
     x, y, base, frozen = world(CONV)
     with pytest.raises(ValueError, match="need every present block trained"):
         Engine(CONV, x, y, frozen).train(fleet(base, replace(EXACT, distil=1.0)))
+
+
+def test_classes_that_a_device_has_no_window_of_are_not_pushed_down() -> None:
+    x, y, base, frozen = world(CONV)
+    rows = np.flatnonzero(y != 2)[:20]
+    job = Job("d", 1, rows, ("chest",), {"chest": 3, SHARED: 3}, base, EXACT)
+    engine = Engine(CONV, x, y, frozen)
+    masked, plain = engine.train([replace(job, local=replace(EXACT, own_classes=True)), job])
+    shared = partition(CONV).views(SHARED, masked.deltas[SHARED])
+    assert not shared["head.weight"][2].any() and shared["head.bias"][2] == 0
+    assert shared["head.bias"][0] != 0
+    assert partition(CONV).views(SHARED, plain.deltas[SHARED])["head.bias"][2] < 0
+    expected = alone(CONV, replace(job, local=replace(EXACT, own_classes=True)), x, y, frozen)
+    np.testing.assert_allclose(masked.deltas[SHARED], expected.deltas[SHARED], atol=1e-9)

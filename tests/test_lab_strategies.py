@@ -73,6 +73,11 @@ def test_heterofl_averages_each_coordinate_over_the_devices_that_hold_it() -> No
     np.testing.assert_allclose(folded.delta, [(10 * 1 + 30 * 5) / 40, 2, 3])
 
 
+def test_heterofl_masks_classes_that_a_device_does_not_have() -> None:
+    assert HeteroFL(SPEC, SETTINGS).local().own_classes
+    assert not TimelyFL(SPEC, SETTINGS).local().own_classes
+
+
 def test_a_coordinate_that_nobody_holds_stays() -> None:
     method = HeteroFL(SPEC, SETTINGS)
     method.parts = {"a": Part({"x": np.array([1.0, 0.0])}, True, 1, 1)}

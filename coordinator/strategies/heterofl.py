@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from coordinator.strategies.submodels import Part, SubModels, speed_of
 from coordinator.work import Member
 from models.cost import BYTES_PER_VALUE, block_costs
+from models.local import Local
 from models.partition import Vector
 from models.spec import Mode
 
@@ -18,12 +20,19 @@ Channels = npt.NDArray[np.int64]
 
 
 class HeteroFL(SubModels):
-    """A device keeps the first ceil(rate * C) channels of every hidden layer, by the rate that fits its speed."""
+    """A device keeps the first ceil(rate * C) channels of every hidden layer, by the rate that fits its speed.
+
+    Its cross-entropy masks classes that it has no window of. Scaler and static batch normalisation have no place in a
+    model without normalisation layers.
+    """
 
     name = "heterofl"
     source = "arXiv 2010.01264"
     absent = "fed as zeros and trained like the others"
     RATES: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25, 0.125, 0.0625)
+
+    def local(self) -> Local:
+        return replace(super().local(), own_classes=True)
 
     def part(self, round: int, member: Member, fastest: float) -> Part:
         """The widest network whose arithmetic, about rate^2 of the full one's, fits the fastest device's time."""

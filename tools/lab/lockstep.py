@@ -189,6 +189,11 @@ class Stack:
         self.entropy = self.shared.flat.new_zeros(len(jobs))
         if self.local.contrast or self.local.distil:
             self._check_views()
+        self.own: Tensor | None = None  # (D, 1, classes) 1 for classes that the job has windows of
+        if local.own_classes:
+            self.own = self.loss.new_zeros(len(jobs), 1, self.spec.classes)
+            for j, job in enumerate(jobs):
+                self.own[j, 0, engine.y[torch.from_numpy(job.windows)]] = 1.0
         self.lora_b = None if engine.frozen_b is None else engine.frozen_b.to(self.loss.dtype)
 
     def _draw(self) -> None:
@@ -310,6 +315,8 @@ class Stack:
         batch = self.local.batch
         a = torch.relu(z)  # (D, B, d), the second view behind the first
         logits = torch.baddbmm(shared["head.bias"].unsqueeze(1), a, shared["head.weight"])
+        if self.own is not None:
+            logits.mul_(self.own[:running])
         log_p = torch.log_softmax(logits, 2)
         self.loss[:running] -= log_p[:, :batch].gather(2, target[:, :batch].unsqueeze(2)).mean((1, 2))
         d = log_p.exp_()
@@ -323,6 +330,8 @@ class Stack:
         if own is not None and self.local.distil:
             d[:, :batch].add_(own - self._base_prediction(t, running), alpha=self.local.distil)
         d.mul_(1.0 / batch)
+        if self.own is not None:
+            d.mul_(self.own[:running])
         into["head.weight"].copy_(torch.bmm(a.transpose(1, 2), d))
         into["head.bias"].copy_(d.sum(1))
         da = torch.bmm(d, shared["head.weight"].transpose(1, 2))
