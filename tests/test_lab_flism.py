@@ -21,7 +21,7 @@ from coordinator.work import Member, speed_from_flops
 from models.contrast import supervised_contrast
 from models.local import Local, hidden, last_epoch
 from models.spec import SHARED, InputSpec, Mode, ModelSpec
-from protocol.messages import Update
+from protocol.messages import Update, decode
 from tests.test_lab_simulate import run, tiny
 
 SPEC = ModelSpec((InputSpec("chest", 2, 24), InputSpec("ecg", 1, 24)), 3, widths=(4, 8), bins=2, fusion=8)
@@ -116,5 +116,5 @@ def test_flism_learns(mode: Mode) -> None:
 
 def test_what_a_device_says_of_its_certainty_reaches_the_coordinator() -> None:
     update = Update(id="1", device="d", boot="b", round=1, epoch=1, assignment="a", blocks={}, samples=3, entropy=0.5)
-    head = UpdateHead.of(Update.decode(update.encode()))
+    head = UpdateHead.of(decode(Update, update.encode()))
     assert UpdateHead.from_dict(head.to_dict()).entropy == 0.5
