@@ -173,7 +173,7 @@ def sliced(contributions: Sequence[Contribution]) -> list[Sliced]:
 def robust_fold(robust: Robust, size: int, cohort: Sequence[Sliced]) -> Folded | None:
     """As `aggregation.fold`, with a robust centre in place of the mean; None if nobody contributed.
 
-    The centre is of changes per step and is carried on for the cohort's median number of steps. The divergence is of
+    The centre is of changes per step and is carried on for the cohort's mean number of steps. The divergence is of
     changes cut to the median norm, so that one liar cannot make a block look worth training.
     """
     if not cohort:
@@ -191,6 +191,8 @@ def robust_fold(robust: Robust, size: int, cohort: Sequence[Sliced]) -> Folded |
     value = None
     if count > 1 and energy > 0.0:
         value = min(1.0, max(0.0, 1.0 - squared / energy) / (1.0 - 1.0 / count))
-    steps = float(np.median([one.steps for one in cohort]))
+    # A claim of steps was checked against what was assigned, so their mean cannot be carried away; and it is what the
+    # plain mean goes on by: where most devices are slow, the median would make every round a short one.
+    steps = float(np.mean([one.steps for one in cohort]))
     samples = sum(one.samples for one in cohort)
     return Folded(centre * steps, Divergence(value, squared**0.5, energy, count), samples)

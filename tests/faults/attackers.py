@@ -103,9 +103,9 @@ def written(path: Path) -> list[dict[str, str]]:
     """The rows of the file; an unfinished last line is none."""
     if not path.exists():
         return []
-    text = path.read_text()
-    if not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1])
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
