@@ -99,8 +99,6 @@ def test_whatever_prints_a_table_prints_it_as_json_too() -> None:
 
 def test_completion_knows_the_verbs() -> None:
     script = Path(sys.executable).with_name("relief")
-    if not script.exists():
-        pytest.skip("the command is not installed in this environment")
     words = {"_TYPER_COMPLETE_ARGS": "relief dash", "COMP_WORDS": "relief dash", "COMP_CWORD": "1"}
     told = subprocess.run(
         [str(script)],
@@ -110,6 +108,17 @@ def test_completion_knows_the_verbs() -> None:
         env={**os.environ, **words, "_RELIEF_COMPLETE": "complete_bash"},
     )
     assert told.stdout.split() == ["dashboard"]
+
+
+@pytest.mark.parametrize(("shell", "file"), [("bash", ".bash_completions/relief.sh"), ("zsh", ".zfunc/_relief")])
+def test_completion_is_installed_for_a_shell(shell: str, file: str, tmp_path: Path) -> None:
+    told = subprocess.run(
+        [str(Path(sys.executable).with_name("relief")), "--install-completion", shell],
+        capture_output=True, text=True, timeout=60,
+        env={**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "_RELIEF_COMPLETE" in (tmp_path / file).read_text()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +277,10 @@ def test_a_folder_without_a_run_is_refused_with_what_to_give(tmp_path: Path) -> 
     [
         'password = "hunter2"', "mqtt_password: hunter2", '"api_key": "hunter2"', "token=hunter2",
         "amqp://user:hunter2@host/x", "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----",
+        'broker = { username = "u", password = "hunter2", port = 1 }', '{"event": "x", "token": "hunter2", "n": 1}',
+        "12:00:01 I relief connecting with password=hunter2", "12:00:01 Authorization: Bearer hunter2",
+        "GET http://host/x?access_token=hunter2&a=1", "export RELIEF_DASHBOARD_PASSWORD=hunter2",
+        "password = '''hunter2'''",
     ],
 )  # fmt: skip
 def test_secrets_are_left_out(text: str) -> None:

@@ -30,6 +30,10 @@ _WORDS = r"(?:pass(?:word|wd)?|secret|token|api_?key|credential)"
 _LINE = re.compile(rf"(?im)^(\s*[\"']?[\w.-]{{0,60}}{_WORDS}[\w.-]{{0,60}}[\"']?\s*[=:]\s*).*$")
 _ADDRESS = re.compile(r"(\b\w{1,20}://)[^/\s:@]{1,100}:[^/\s@]{1,200}@")
 _PEM = re.compile(r"-----BEGIN [^-]+-----.*?-----END [^-]+-----", re.DOTALL)
+_INLINE = re.compile(
+    rf"(?i)([\w.-]{{0,60}}{_WORDS}[\w.-]{{0,60}}[\"']?\s*[=:]\s*)(\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;&}}\]]+)"
+)
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}")
 HIDDEN = "(left out)"
 
 
@@ -75,7 +79,7 @@ def versions() -> dict[str, Any]:
         "packages": packages,
         "mosquitto": _said("mosquitto", "-h"),
         "environment": {
-            k: HIDDEN if _SECRET.search(k) else v for k, v in os.environ.items() if k.startswith("RELIEF_")
+            k: HIDDEN if _SECRET.search(k) else clean(v) for k, v in os.environ.items() if k.startswith("RELIEF_")
         },
     }
 
@@ -84,7 +88,9 @@ def clean(text: str) -> str:
     """`text` without passwords, keys and certificates."""
     text = _PEM.sub(HIDDEN, text)
     text = _ADDRESS.sub(rf"\1{HIDDEN}@", text)
-    return _LINE.sub(rf'\1"{HIDDEN}"', text)
+    text = _LINE.sub(rf'\1"{HIDDEN}"', text)
+    text = _INLINE.sub(rf'\1"{HIDDEN}"', text)
+    return _BEARER.sub(rf"\1 {HIDDEN}", text)
 
 
 def _logs(folder: Path) -> list[Path]:

@@ -50,6 +50,15 @@ def _line(name: str, data: list[Any], **more: Any) -> Options:
     return {"name": name, "type": "line", "data": data, "showSymbol": len(data) < 40, "symbolSize": 5, **more}
 
 
+def _or(empty: str, options: Options) -> Options:
+    """The picture; where no line has a point yet, these words in its middle instead of nothing."""
+    drawn = any(series["data"] for series in options["series"])
+    # An empty text, not no title: what is left out of new options stays from the old ones.
+    style = {"color": options["textStyle"]["color"], "fontSize": 14, "fontWeight": "normal"}
+    options["title"] = {"text": "" if drawn else empty, "left": "center", "top": "middle", "textStyle": style}
+    return options
+
+
 def scores(board: Board, dark: bool, *, seconds: bool) -> Options:
     """F1 over rounds or seconds: three lines of this run, and the held-out line of each earlier one."""
 
@@ -64,11 +73,14 @@ def scores(board: Board, dark: bool, *, seconds: bool) -> Options:
         data = [[at(record, s), round(s["held_out"], 4)] for s in record.scores.values() if "held_out" in s]
         dotted = {"type": "dashed", "color": GREY, "width": 2}
         series.append(_line(f"{record.strategy}, held-out", data, itemStyle={"color": GREY}, lineStyle=dotted))
-    return _frame(
-        dark,
-        xAxis=_axis(dark, "seconds since round 1 began" if seconds else "round", type="value"),
-        yAxis=_axis(dark, "", type="value", min=0, max=1),
-        series=series,
+    return _or(
+        "No evaluation yet",
+        _frame(
+            dark,
+            xAxis=_axis(dark, "seconds since round 1 began" if seconds else "round", type="value"),
+            yAxis=_axis(dark, "", type="value", min=0, max=1),
+            series=series,
+        ),
     )
 
 
@@ -82,11 +94,14 @@ def divergence(board: Board, dark: bool) -> Options:
         style = {"type": "dashed", "color": GREY} if block == "shared" else {"width": 2}
         more = {"itemStyle": {"color": GREY}} if block == "shared" else {}
         series.append(_line(block, data, lineStyle=style, **more))
-    return _frame(
-        dark,
-        xAxis=_axis(dark, "round", type="value", minInterval=1),
-        yAxis=_axis(dark, "", type="value", min=0, max=1),
-        series=series,
+    return _or(
+        "No round is done yet",
+        _frame(
+            dark,
+            xAxis=_axis(dark, "round", type="value", minInterval=1),
+            yAxis=_axis(dark, "", type="value", min=0, max=1),
+            series=series,
+        ),
     )
 
 
@@ -186,19 +201,22 @@ def timeline(board: Board, dark: bool) -> Options:
 def device_rounds(board: Board, id: str, dark: bool) -> Options:
     """A device's seconds per round, taken and predicted."""
     life = list(board.lives.get(id, ()))
-    return _frame(
-        dark,
-        xAxis=_axis(dark, "round", type="value", minInterval=1, scale=True),
-        yAxis=_axis(dark, "", type="value"),
-        series=[
-            _line("seconds taken", [[r["round"], round(r["seconds"], 3)] for r in life]),
-            _line(
-                "predicted",
-                [[r["round"], round(r["predicted"], 3)] for r in life if r["predicted"]],
-                itemStyle={"color": GREY},
-                lineStyle={"type": "dashed"},
-            ),
-        ],
+    return _or(
+        "No round of this device since then",
+        _frame(
+            dark,
+            xAxis=_axis(dark, "round", type="value", minInterval=1, scale=True),
+            yAxis=_axis(dark, "", type="value"),
+            series=[
+                _line("seconds taken", [[r["round"], round(r["seconds"], 3)] for r in life]),
+                _line(
+                    "predicted",
+                    [[r["round"], round(r["predicted"], 3)] for r in life if r["predicted"]],
+                    itemStyle={"color": GREY},
+                    lineStyle={"type": "dashed"},
+                ),
+            ],
+        ),
     )
 
 
@@ -207,9 +225,12 @@ def device_power(board: Board, id: str, dark: bool) -> Options:
     heard = list(board.telemetry.get(id, ()))
     watts = [[1000 * t["time"], round(t["watts"], 2)] for t in heard if t.get("watts") is not None]
     degrees = [[1000 * t["time"], round(max(t["celsius"].values()), 1)] for t in heard if t.get("celsius")]
-    return _frame(
-        dark,
-        xAxis=_axis(dark, "", type="time"),
-        yAxis=[_axis(dark, "", type="value", scale=True), _axis(dark, "", type="value", scale=True)],
-        series=[_line("watts", watts), _line("°C", degrees, yAxisIndex=1)],
+    return _or(
+        "No telemetry was heard yet",
+        _frame(
+            dark,
+            xAxis=_axis(dark, "", type="time"),
+            yAxis=[_axis(dark, "", type="value", scale=True), _axis(dark, "", type="value", scale=True)],
+            series=[_line("watts", watts), _line("°C", degrees, yAxisIndex=1)],
+        ),
     )

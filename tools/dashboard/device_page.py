@@ -39,11 +39,11 @@ class DevicePage:
             return ui.echart({}).classes("picture").props(f'role=img aria-label="{html.escape(title)}"')
 
     def _buttons(self) -> None:
-        with ui.element("div").classes("head"):
+        with ui.element("div").classes("row"):
             self.steering.device_buttons(self.id)
-        with ui.element("div").classes("head"):
-            seconds = ui.number("Label the last … seconds", value=60, min=1, max=86400, format="%d")
-            label = ui.number("as class", value=0, min=0, format="%d")
+        with ui.element("div").classes("row"):
+            seconds = ui.number("Label the last seconds", value=60, min=1, max=86400, format="%d").classes("field")
+            label = ui.number("as class", value=0, min=0, format="%d").classes("field")
 
             def send() -> None:
                 now = time.time()
@@ -89,8 +89,8 @@ class DevicePage:
             "modalities": row["modalities"],
             "this round": row["work"],
             "last round": row["round"] or "—",
-            "predicted": f"{row['predicted']} s" if row["predicted"] else "—",
-            "took": f"{row['seconds']} s" if row["seconds"] else "—",
+            "predicted": f"{row['predicted']:.2f} s" if row["predicted"] else "—",
+            "took": f"{row['seconds']:.2f} s" if row["seconds"] else "—",
             "power": f"{row['watts']} W ({row['source']})" if row["watts"] else f"not known ({row['source']})",
             "link": row["link"],
             "version": row["version"],

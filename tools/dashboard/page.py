@@ -25,6 +25,9 @@ emitEvent('look', {dark: dark, width: innerWidth});
 """
 SECONDARY = ["why", "tier", "modalities", "predicted", "watts", "celsius", "kB", "link", "version"]
 
+# So that the decimal points of a column stand below each other; what is not known stays empty.
+TWO_PLACES = {":valueFormatter": "p => typeof p.value === 'number' ? p.value.toFixed(2) : p.value"}
+
 COLUMNS: list[dict[str, Any]] = [
     {
         "field": "id",
@@ -40,8 +43,8 @@ COLUMNS: list[dict[str, Any]] = [
     {"field": "modalities", "headerName": "modalities", "minWidth": 150, "tooltipField": "modalities"},
     {"field": "round", "headerName": "last round", "type": "numericColumn", "minWidth": 100},
     {"field": "work", "headerName": "blocks × steps", "minWidth": 220, "tooltipField": "work"},
-    {"field": "predicted", "headerName": "predicted s", "type": "numericColumn", "minWidth": 105},
-    {"field": "seconds", "headerName": "took s", "type": "numericColumn", "minWidth": 85},
+    {"field": "predicted", "headerName": "predicted s", "type": "numericColumn", "minWidth": 105, **TWO_PLACES},
+    {"field": "seconds", "headerName": "took s", "type": "numericColumn", "minWidth": 85, **TWO_PLACES},
     {"field": "watts", "headerName": "W", "type": "numericColumn", "minWidth": 70, "tooltipField": "source"},
     {"field": "celsius", "headerName": "°C", "type": "numericColumn", "minWidth": 70},
     {"field": "kB", "headerName": "kB sent", "type": "numericColumn", "minWidth": 90},
