@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import re
-import signal
 import statistics
 import sys
 import tempfile
@@ -113,13 +112,13 @@ def run(day: Day, fleet: Plan, folder: Path, *, seed: int, faults: bool) -> Outc
             for device in fleet.devices:
                 processes.device(device.id, theirs)
             processes.coordinator("coordinator", ours)
-            if not ears.first.wait(START):
+            if not _wait(time.monotonic() + START, processes, outcome, ears.first):
                 outcome.wrong.append(f"no update was accepted within {START:.0f} s")
-            else:
+            elif not outcome.wrong:
                 began = time.monotonic()
                 if faults:
                     _bad_day(day, fleet, processes, wire, feeders, theirs, outcome)
-                _until(began + day.seconds, processes, outcome)
+                _wait(began + day.seconds, processes, outcome)
         finally:
             for feeder in feeders:
                 feeder.stop()
@@ -158,7 +157,7 @@ def _bad_day(
     outcome.faults.append(f"{victim.device.id}: {lost} silent for {day.silent:g} s, labels {day.late:g} s late")
     time.sleep(day.silent / 2)
     for device in (fleet.devices[0], fleet.devices[-1]):
-        _kill(processes, device.id)
+        processes.kill(device.id)
         outcome.faults.append(f"{device.id}: kill -9, started again after 1 s")
         time.sleep(1.0)
         processes.device(device.id, config)
@@ -167,19 +166,18 @@ def _bad_day(
     outcome.faults.append(f"all devices: network cut for {day.cut:g} s, {wire.cuts} connections")
 
 
-def _kill(processes: Processes, id: str) -> None:
-    process = processes._running.pop(id)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _until(end: float, processes: Processes, outcome: Outcome) -> None:
-    while time.monotonic() < end:
-        fallen = processes.fallen()
-        if fallen:
+def _wait(end: float, processes: Processes, outcome: Outcome, what: threading.Event | None = None) -> bool:
+    """Until `end`, or until `what` happens; at once where a process falls, which is noted. False where time ran out
+    first."""
+    awaited = what or threading.Event()
+    while not awaited.is_set():
+        if fallen := processes.fallen():
             outcome.wrong.append(fallen)
-            return
-        time.sleep(0.5)
+            return True
+        if time.monotonic() >= end:
+            return False
+        awaited.wait(0.5)
+    return True
 
 
 def _judge(folder: Path, ears: Ears, outcome: Outcome) -> None:

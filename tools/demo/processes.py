@@ -78,6 +78,12 @@ class Processes:
                 _signal(process, signal.SIGKILL)
                 process.wait()
 
+    def kill(self, name: str) -> None:
+        """End it with -9, as a crash or a power cut would; `device` starts it again."""
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
     def fallen(self) -> str | None:
         """The first process that ended by itself with an error, and the end of its log; None if all are well."""
         for name, process in self._running.items():
