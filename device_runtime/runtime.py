@@ -1,7 +1,7 @@
 """The shell around the agent: transport, sensors, trainer, outbox and clock.
 
 One queue and one loop. The transport's thread, the sensors' and the trainer's put events into the queue; the loop gives
-them to the agent and carries out its actions. Nothing else decides anything here, and nothing spins.
+them to the agent, whose actions are carried out by `hands`. Nothing else decides anything here, and nothing spins.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import queue
 import random
 import time
 import uuid
-from functools import singledispatchmethod
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from device_runtime import memory, telemetry
 from device_runtime.agent import Agent
@@ -22,47 +20,29 @@ from device_runtime.condition import Condition
 from device_runtime.config import Settings
 from device_runtime.equipment import energy, predictor
 from device_runtime.events import (
-    Action,
-    Annotate,
-    Ask,
     ChunkHeard,
-    Drop,
     Event,
-    GiveUp,
     Health,
-    Keep,
     ManifestHeard,
-    Note,
-    Obey,
     Predicted,
-    Publish,
     SensorsChanged,
-    StartTraining,
-    StopTraining,
-    Subscribe,
     Tick,
-    Upload,
-    UseModel,
 )
+from device_runtime.hands import Hands
 from device_runtime.listen import heard
 from device_runtime.local import Asked, LocalSocket
 from device_runtime.notify import Notify
-from device_runtime.orders import switched
 from device_runtime.outbox import Outbox
 from device_runtime.power import Limits
 from device_runtime.progress import Progress
 from device_runtime.sensing import Sensing, scale
 from device_runtime.slots import RESTART, confirm
-from device_runtime.uplink import pieces, question
 from device_runtime.worker import Worker, torch_is_here
 from protocol.errors import Congested, ProtocolError
-from protocol.messages import Order, Status, Telemetry
+from protocol.messages import Status, Telemetry
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
 from protocol.waiting import take
-
-if TYPE_CHECKING:
-    from device_runtime.update import Updater
 
 log = logging.getLogger("relief.device")
 
@@ -94,7 +74,7 @@ class Runtime:
         self.boot = uuid.uuid4().hex[:16]
         self.topics = Topics(settings.fleet)
         self.outbox = Outbox(self.config.folder / "outbox", self.config.outbox_bytes)
-        self.bytes_up = self.bytes_down = 0
+        self.bytes_down = 0
         self.trouble = ""  # why the connection was last lost
         self.began = time.monotonic()
         self._transport, self._sensing = transport, sensing
@@ -129,16 +109,17 @@ class Runtime:
         if self.config.inference:
             say = self._queue.put
             self.predictor = predictor(self.config.inference, self.owned, sensing, lambda p: say(Predicted(p)))
+        self.hands = Hands(
+            self.config, self.topics, transport, sensing, self.outbox, self.agent, self.worker, self.predictor,
+            say=self._queue.put, restart=self._restart, give_up=self._give_up,
+        )  # fmt: skip
         self._stirred, self._look_at = False, 0.0
-        self._max_payload = 0
         self._telemetry_at, self._health_at = math.inf, 0.0
         self._notify, self._alive_at = Notify(), 0.0
         self._local = LocalSocket(self.config.folder, self._queue.put)
         self._ended: _Stop | None = None
         self._code = 0
-        self._updater: Updater | None = None
-        self._logged: set[str] = set()
-        self._settled = False  # the start is over and its memory given back
+        self._reports = 0  # of telemetry
 
     @property
     def owned(self) -> tuple[str, ...]:
@@ -150,21 +131,18 @@ class Runtime:
         """End soon; from any thread, or a signal handler."""
         self._queue.put(_Stop(reason))
 
-    def _update(self, order: Order) -> None:
-        from device_runtime.update import Updater  # its HTTP client costs memory that few lives ever need
-
-        self._updater = self._updater or Updater(self.config.folder, self._queue.put, self._restart)
-        self._updater.obey(order)
-
     def _restart(self, reason: str) -> None:
         self._code = RESTART
         self.stop(reason)
+
+    def _give_up(self, reason: str) -> None:
+        self._code, self._ended = 1, _Stop(reason)
 
     def run(self) -> int:
         """Live until told to stop, or to start anew (RESTART). AlreadyRunning where another process is this device."""
         if self.outbox.torn:
             log.warning("outbox: %d damaged files were removed", self.outbox.torn)
-        self._say_problem()
+        self.hands.say_problem()
         if silent := self._local.open():
             log.warning("local socket: %s", silent)
         death = Status(online=False, boot=self.boot, reason="connection lost")
@@ -202,14 +180,14 @@ class Runtime:
             self._received(item)
         else:
             if isinstance(item, Connected):
-                self._max_payload = item.max_payload
+                self.hands.max_payload = item.max_payload
             elif isinstance(item, (Lost, Stopped)):
                 self.trouble = item.reason
             self._tell(item)  # type: ignore[arg-type]  # the queue holds nothing but events besides
             if isinstance(item, Connected):
                 confirm()
                 for payload in self.outbox.recall():
-                    self._tell_telemetry(payload)
+                    self.hands.telemetry(payload)
         now = time.monotonic()
         if self._stirred and now >= self._look_at:
             self._look(now)
@@ -226,9 +204,9 @@ class Runtime:
     def _tell(self, event: Event) -> None:
         for action in self.agent.handle(event, time.monotonic()):
             try:
-                self._do(action)
+                self.hands.do(action)
             except Congested as error:
-                self._once_only(f"{error}")  # what was not taken is sent again by the agent's own plan
+                self.hands.once(f"{error}")  # what was not taken is sent again by the agent's own plan
             except ProtocolError as error:
                 self._refuse(str(error))
 
@@ -247,12 +225,7 @@ class Runtime:
 
     def _refuse(self, why: str) -> None:
         self.agent.counts["refused messages"] += 1
-        self._once_only(f"refused: {why}")
-
-    def _once_only(self, text: str) -> None:
-        if text not in self._logged and len(self._logged) < 1000:
-            self._logged.add(text)
-            log.warning("%s", text)
+        self.hands.once(f"refused: {why}")
 
     def _stir(self) -> None:
         self._queue.put(_Stirred())
@@ -265,118 +238,10 @@ class Runtime:
 
     def _report(self) -> None:
         memory.trim()
-        if not self._settled:
-            self._settled = True
+        self._reports += 1
+        if self._reports & (self._reports - 1) == 0:  # 1, 2, 4, 8, ...: on a slow machine the start takes a while
             memory.forget_the_start()
-        self._tell_telemetry(Telemetry(time=time.time(), values=telemetry.values(self)).encode())
-
-    def _tell_telemetry(self, payload: bytes) -> None:
-        if not self.agent.connected:
-            self.outbox.remember(payload)
-            return
-        self.bytes_up += len(payload)
-        try:
-            self._transport.publish(self.topics.device(self.config.id, "telemetry"), payload, qos=0)
-        except ProtocolError as error:
-            self._once_only(str(error))
-
-    # -- carrying out ----------------------------------------------------------------------------
-
-    @singledispatchmethod
-    def _do(self, action: Action) -> None:
-        raise TypeError(f"not an action: {type(action).__name__}")
-
-    @_do.register
-    def _subscribe(self, action: Subscribe) -> None:
-        self._transport.subscribe(*action.filters)
-
-    @_do.register
-    def _send(self, action: Publish) -> None:
-        payload = action.message.encode()
-        self.bytes_up += len(payload)
-        self._transport.publish(action.topic, payload, qos=action.qos, retain=action.retain)
-
-    @_do.register
-    def _use_model(self, action: UseModel) -> None:
-        log.info("model: %s, %s", action.spec.mode.value, ", ".join(action.spec.names))
-        if self.worker:
-            self.worker.use_model(action.spec, self._sensing.modalities)
-
-    @_do.register
-    def _start(self, action: StartTraining) -> None:
-        assert self.worker is not None  # an agent that cannot train declines
-        log.info("round %d: training %s", action.assignment.round, action.assignment.steps)
-        self.worker.train(action, self._sensing.labelled())
-
-    @_do.register
-    def _stop_training(self, action: StopTraining) -> None:
-        if self.worker:
-            self.worker.cancel(action.assignment)
-
-    @_do.register
-    def _keep(self, action: Keep) -> None:
-        update = action.update
-        log.info(
-            "round %d: %.2f s, loss %.3f%s", update.round, update.seconds, update.loss, ", partial" * update.partial
-        )
-        for gone in self.outbox.put(update.id, update.assignment, update.encode()):
-            log.warning("outbox full: update %s gave way", gone[:8])
-            self.agent.forget(gone)
-        self._say_problem()
-
-    @_do.register
-    def _ask(self, action: Ask) -> None:
-        length = self.outbox.length(action.update)
-        if length is None:
-            self.agent.forget(action.update)
-            return
-        asked = question(action.update, length, self._max_payload)
-        self._send(Publish(self.topics.device(self.config.id, "report"), asked))
-
-    @_do.register
-    def _upload(self, action: Upload) -> None:
-        body = self.outbox.body(action.update)
-        if body is None:
-            self.agent.forget(action.update)
-            return
-        topic = self.topics.device(self.config.id, "update")
-        for chunk in pieces(action, body, self._max_payload):
-            payload = chunk.encode()
-            self.bytes_up += len(payload)
-            self._transport.publish(topic, payload)
-
-    @_do.register
-    def _drop(self, action: Drop) -> None:
-        self.outbox.remove(action.update)
-        if self.worker:
-            self.worker.wire.settle(action.update, action.accepted)
-
-    @_do.register
-    def _obey(self, action: Obey) -> None:
-        order = action.order
-        if order.kind in ("profile", "evaluate") and self.worker:
-            self.worker.obey(order, dict(self.agent.downloads.held), self._sensing.labelled())
-        elif order.kind == "update_runtime":
-            self._update(order)
-        else:
-            self._queue.put(switched(order, self.predictor))
-
-    @_do.register
-    def _annotate(self, action: Annotate) -> None:
-        self._sensing.annotate(action.label)
-
-    @_do.register
-    def _note(self, action: Note) -> None:
-        log.log(logging.WARNING if action.trouble else logging.INFO, "%s", action.text)
-
-    @_do.register
-    def _give_up(self, action: GiveUp) -> None:
-        log.error("%s", action.reason)
-        self._code, self._ended = 1, _Stop(action.reason)
-
-    def _say_problem(self) -> None:
-        if self.outbox.problem:
-            self._once_only(self.outbox.problem)
+        self.hands.telemetry(Telemetry(time=time.time(), values=telemetry.values(self)).encode())
 
     # -- the end ---------------------------------------------------------------------------------
 

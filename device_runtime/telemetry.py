@@ -20,7 +20,7 @@ def values(runtime: Runtime) -> dict[str, Any]:
         "windows": runtime.agent.status.windows,
         "outbox_updates": len(runtime.outbox),
         "outbox_bytes": runtime.outbox.size,
-        "bytes_up": runtime.bytes_up,
+        "bytes_up": runtime.hands.bytes_up,
         "bytes_down": runtime.bytes_down,
         "counts": dict(runtime.agent.counts),
     }
