@@ -96,12 +96,7 @@ def speeds(spec: ModelSpec, status: Status) -> dict[str, Speed]:
     A measured forward time is split between encoder and fusion by their FLOPs.
     """
     costs = block_costs(spec)
-    flops = seconds = 0.0
-    for block, measured in status.speed.items():
-        if block in costs:
-            flops += costs[block].forward + costs[block].backward
-            seconds += measured.forward + measured.backward
-    rate = flops / seconds if flops and seconds > 0 else ASSUMED_FLOPS
+    rate = flops_per_second(spec, status) or ASSUMED_FLOPS
     result = {}
     for block, cost in costs.items():
         own = status.speed.get(block)
@@ -110,6 +105,17 @@ def speeds(spec: ModelSpec, status: Status) -> dict[str, Speed]:
         encode = forward * cost.encode / cost.forward if cost.forward else 0.0
         result[block] = Speed(encode, forward - encode, backward)
     return result
+
+
+def flops_per_second(spec: ModelSpec, status: Status) -> float:
+    """Arithmetic of a device over all blocks that it has measured; 0 if it has measured none."""
+    costs = block_costs(spec)
+    flops = seconds = 0.0
+    for block, measured in status.speed.items():
+        if block in costs:
+            flops += costs[block].forward + costs[block].backward
+            seconds += measured.forward + measured.backward
+    return flops / seconds if seconds > 0 else 0.0
 
 
 def normalisation(scales: Mapping[str, Scale]) -> tuple[list[float], list[float]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,38 +99,59 @@ def configuration(demo: Plan, folder: Path, broker: BrokerConfig, strategy: str,
         f"seed = {seed}",
         "clip = 2.0",  # without it zero-filled FedAvg can collapse at this learning rate
         f"dropout = {0.3 if strategy == 'relief' else 0.0}",
-        "",
-        "[evaluation]",
-        f'dataset = "{demo.dataset}"',
-        f"held_out = {_list(demo.held_out)}",
     ]
-    for d in demo.devices:
+    real = broker.transport == "mqtt"
+    lines += fleet_sections(
+        demo.dataset,
+        demo.held_out,
+        demo.devices,
+        folder.parent / "state",
+        quotas=QUOTAS if real else {},
+        watts=WATTS,
+        overlap=0.5,
+    )
+    return "\n".join(lines) + "\n"
+
+
+def fleet_sections(
+    dataset: str,
+    held_out: Sequence[str],
+    devices: Sequence[DemoDevice],
+    state: Path,
+    *,
+    quotas: Mapping[str, float],
+    watts: Mapping[str, float],
+    overlap: float,
+) -> list[str]:
+    """Lines of a configuration file: who judges, and every device process. `quotas` and `watts` go by tier."""
+    lines = ["", "[evaluation]", f'dataset = "{dataset}"', f"held_out = {_list(held_out)}"]
+    for d in devices:
         lines += [
             "",
             "[[evaluation.owner]]",
             f"modalities = {_list(d.modalities)}",
             f"subjects = {_list((d.subject,))}",
         ]
-    for d in demo.devices:
+    for d in devices:
         lines += [
             "",
             "[[device]]",
             f'id = "{d.id}"',
             f'tier = "{d.tier}"',
             f"modalities = {_list(d.modalities)}",
-            f'state = "{folder.parent / "state"}"',
-            f"quota = {QUOTAS[d.tier] if broker.transport == 'mqtt' else 0}",
-            f"watts = {WATTS[d.tier]}",
+            f'state = "{state}"',
+            f"quota = {quotas.get(d.tier, 0)}",
+            f"watts = {watts[d.tier]}",
             "telemetry = 0",
             "[device.source]",
-            f'dataset = "{demo.dataset}"',
+            f'dataset = "{dataset}"',
             f'subject = "{d.subject}"',
             f"part = [{d.part[0]:.6f}, {d.part[1]:.6f}]",
             "speed = inf",
-            "overlap = 0.5",
+            f"overlap = {overlap}",
         ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _list(names: tuple[str, ...]) -> str:
+def _list(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -114,3 +115,14 @@ def _die_with_parent() -> None:
     """In the child: end when the demo ends, even if that is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def shares(logs: Path, devices: Iterable[str]) -> dict[str, float]:
+    """The share of a CPU core that each device had while it trained, by its own log; devices that ended saying it."""
+    found = {}
+    for id in devices:
+        log = logs / f"{id}.log"
+        said = re.findall(r"([0-9.]+)% of a core achieved", log.read_text(errors="replace")) if log.exists() else []
+        if said:
+            found[id] = float(said[-1]) / 100
+    return found

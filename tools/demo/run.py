@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from protocol.transport import Transport
 from sensors.locate import NAMES
 from tools.demo.page import page
 from tools.demo.plan import QUOTAS, Plan, configuration, plan
-from tools.demo.processes import PAGE, Processes
+from tools.demo.processes import PAGE, Processes, shares
 from tools.demo.recordings import recordings
 from tools.demo.report import Run, picture, show
 from tools.demo.threads import Threads
@@ -83,7 +82,7 @@ def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, sec
             view_in = MemoryTransport(threads.memory, "operator-demo-display")
             meet = BrokerConfig(transport="memory")
             relief, fedavg = _both(console, threads, view_in, demo, folder, rounds, seed, meet)
-    headline = show(console, demo, relief, fedavg, _shares(folder / "logs", demo))
+    headline = show(console, demo, relief, fedavg, shares(folder / "logs", [d.id for d in demo.devices]))
     picture(folder / "demo.png", demo, (relief, fedavg))
     console.print(f"Picture: {folder / 'demo.png'}", highlight=False)
     console.print(headline, style="bold", soft_wrap=True)
@@ -184,14 +183,3 @@ def _run(
         highlight=False,
     )
     return run
-
-
-def _shares(logs: Path, demo: Plan) -> dict[str, float]:
-    """The CPU share that each device achieved, by its own log."""
-    shares = {}
-    for d in demo.devices:
-        log = logs / f"{d.id}.log"
-        found = re.findall(r"([0-9.]+)% of a core achieved", log.read_text(errors="replace")) if log.exists() else []
-        if found:
-            shares[d.id] = float(found[-1]) / 100
-    return shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -120,3 +121,22 @@ def report(
     from tools.lab.report import report as write
 
     typer.echo(write(folder))
+
+
+@experiment.command()
+def measure(
+    file: Annotated[str, typer.Argument(help="An experiment file, or the name of one that comes along.")] = "measured",
+    out: Annotated[Path | None, typer.Option(help="A fresh folder for the results.")] = None,
+) -> None:
+    """Run an experiment on the wall clock: device processes over Mosquitto under CPU shares; then simulate that fleet.
+
+    Example: relief experiment measure
+    """
+    from tools.lab.beside import beside
+    from tools.lab.plan import experiment as read
+
+    plan = read(file)
+    folder = out or Path("runs") / time.strftime(f"{plan.name}-%Y%m%d-%H%M%S")
+    headline = beside(plan, folder, typer.echo)
+    typer.echo(f"report: {folder / 'report.md'}, table: {folder / 'points.csv'}")
+    typer.echo(headline)

@@ -169,16 +169,18 @@ class Lab:
     def tidy(self, results: Sequence[Result]) -> Path:
         """One row per evaluation of every run as points.csv, and one per round with its regret as regret.csv."""
         path = self.folder / "points.csv"
-        _table(path, results, "points")
+        table(path, results, "points")
         if any(r.get("regret") for r in results):
-            _table(self.folder / "regret.csv", results, "regret")
+            table(self.folder / "regret.csv", results, "regret")
         return path
 
 
-def _table(path: Path, results: Iterable[Result], what: str) -> None:
+def table(path: Path, results: Iterable[Result], what: str) -> None:
+    """The entries under `what` of all results as one tidy CSV: whose they are, by which clock, their values."""
     with path.open("w") as file:
         for n, (result, entry) in enumerate((r, entry) for r in results for entry in r.get(what, ())):
-            row = {**{k: result[k] for k in ("method", "fleet", "mode", "fold", "seed", "rate")}, **entry}
+            about = {k: result[k] for k in ("method", "fleet", "mode", "fold", "seed", "rate")}
+            row = {**about, "clock": result.get("clock", "simulated"), **entry}
             if n == 0:
                 file.write(",".join(row) + "\n")
             file.write(",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()) + "\n")

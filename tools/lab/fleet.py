@@ -33,6 +33,7 @@ class Tier(BaseModel):
     latency       seconds a round that no choice changes: the assignment out, the update's handshake
     watts         above idle while computing; idle_watts  all the time
     share         of the training windows, relative to other devices
+    cpu           share of a core that a real process of this tier gets (tools.lab.measure); 0: not limited
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +48,7 @@ class Tier(BaseModel):
     watts: NotNegative = 0.0
     idle_watts: NotNegative = 0.0
     share: Positive = 1.0
+    cpu: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def owned(self, k: int, known: tuple[str, ...]) -> tuple[str, ...]:
         """What the tier's k-th device owns of the `known` modalities, in their order. Raises FleetError."""

@@ -47,6 +47,7 @@ class World:
     train        all windows that any device trains on, scaled by them alone
     public       windows that the base model of lora may be pre-trained on, scaled alike; held by no device
     judges       name -> evaluator: "validation" to choose by, "test" to report
+    held_out     subjects that nobody trains on
     """
 
     fleet: Fleet
@@ -55,6 +56,7 @@ class World:
     train: Windows
     public: Windows
     judges: dict[str, Evaluator] = field(repr=False)
+    held_out: tuple[str, ...] = ()
 
 
 def world(
@@ -93,7 +95,7 @@ def world(
     judges = {"validation": judge(inside, inside)}
     judges["test"] = judge(inside if tuning else parts.test.of(seen[public:]), parts.held_out)
     public_windows = scaling.apply(parts.train.of(kept_back))
-    return World(fleet, spec, devices, scaling.apply(mine), public_windows, judges)
+    return World(fleet, spec, devices, scaling.apply(mine), public_windows, judges, tuple(held_out))
 
 
 def _spec(model: ModelSpec | None, windows: Windows, classes: int, seed: int) -> ModelSpec:
