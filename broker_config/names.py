@@ -7,7 +7,7 @@ from pathlib import Path
 from protocol.topics import check_name
 
 RESERVED = ("broker", "coordinator", "operator", "bridge", "purge")  # these names and what begins with them and a dash
-TOOLS = ("status", "steer", "dashboard", "label")  # what an operator uses, each on an identity of its own
+TOOLS = ("status", "steer", "dashboard", "label", "update")  # what an operator uses, each on an identity of its own
 COMMON_NAME = 64  # bytes of a certificate's common name, which is the user's name at the broker
 
 

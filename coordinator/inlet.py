@@ -11,8 +11,8 @@ from collections.abc import Callable
 from coordinator.defence import Defence
 from coordinator.events import Acknowledge, Declined, Event, StatusArrived, UpdateArrived, UpdateHead, Wish
 from coordinator.intake import check
-from coordinator.orders import passed_on
 from coordinator.refusals import OPERATOR
+from coordinator.releases import KINDS, Releases
 from coordinator.rounds import Rounds
 from coordinator.speaker import Speaker
 from models.partition import Partition
@@ -23,7 +23,8 @@ from protocol.messages import RESUME, Chunk, Reply, Report, Request, Status, Upd
 from protocol.topics import Topics
 from protocol.transport import Received
 
-WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask for
+WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask of the rounds
+CAN = (*WISHES, *KINDS, "versions")  # all that operators may ask for
 
 
 class Inlet:
@@ -39,10 +40,11 @@ class Inlet:
         core: Rounds,
         defence: Defence,
         speaker: Speaker,
+        releases: Releases,
         feed: Callable[[Event], None],
     ) -> None:
         self._topics, self.cut, self._core, self._defence = topics, cut, core, defence
-        self._speaker, self._feed = speaker, feed
+        self._speaker, self._releases, self._feed = speaker, releases, feed
         self._reassembly: dict[str, Reassembly] = {}
         self._waiting: dict[str, Update] = {}  # id, which names its device -> taken by the core, not yet journalled
         self.broker = broker_metrics.BrokerMetrics()
@@ -120,9 +122,13 @@ class Inlet:
         return self._waiting.pop(update)
 
     def _request(self, request: Request) -> None:
-        if request.kind == "order":
-            orders, told = passed_on(request, self._core.registry.devices)
+        if request.kind in KINDS:
+            orders, told = self._releases.passed_on(request, self._core.registry.devices)
             self._speaker.orders(orders)
+            self._speaker.reply(request.operator, told)
+            return
+        if request.kind == "versions":
+            told = Reply(id=request.id, ok=True, values={"versions": self._releases.versions.table()})
             self._speaker.reply(request.operator, told)
             return
         reply = Reply(id=request.id, ok=request.kind in WISHES)

@@ -61,6 +61,12 @@ class Publisher:
         self.bytes_down += size
         return size
 
+    def clear(self, name: str) -> None:
+        """Take a block back: nothing of it stays retained."""
+        for topic, _ in reversed(self._retained.pop(name, [])):  # the manifest first
+            self._bulk.publish(topic, b"", retain=True)
+        self._chunks.pop(name, None)
+
     def again_control(self) -> None:
         """After a control connect: the broker may have lost everything."""
         if self._state.online:

@@ -10,7 +10,7 @@ import numpy as np
 from coordinator.work import Member, Speed
 from models.cost import block_costs
 from models.spec import ModelSpec
-from protocol.messages import PROTOCOL, Scale, Status
+from protocol.messages import Scale, Status, strange
 
 ASSUMED_FLOPS = 1e9  # per second, of a device that has measured nothing yet
 
@@ -52,8 +52,8 @@ class Registry:
         return True
 
     def _fault(self, status: Status) -> str:
-        if status.protocol != PROTOCOL:
-            return f"speaks protocol {status.protocol}, this coordinator {PROTOCOL}: update the older of the two"
+        if reason := strange(status.protocol, "the device"):
+            return reason
         for name, channels in status.modalities.items():
             if name in self.spec.names and self.spec.input(name).channels != channels:
                 return f"modality {name} has {channels} channels, the model expects {self.spec.input(name).channels}"

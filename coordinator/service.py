@@ -24,22 +24,24 @@ from coordinator.defence import Defence
 from coordinator.estimate import FedAvgEstimate
 from coordinator.events import Action, Event, Fold, Folded, Open, Say, Store, Stored, Tick
 from coordinator.history import History, record
-from coordinator.inlet import WISHES, Inlet
+from coordinator.inlet import CAN, Inlet
 from coordinator.journal import JournalFull
 from coordinator.ledger import Ledger, Resumed
 from coordinator.publisher import Publisher
 from coordinator.quarantine import Limits
 from coordinator.refusals import Refusals
+from coordinator.releases import Releases
 from coordinator.rounds import Pace, Rounds
 from coordinator.scorer import Scored, Scorer, Snapshot
 from coordinator.speaker import Speaker
 from coordinator.strategies.base import Strategy
 from coordinator.summary import summary
+from coordinator.versions import Versions
 from models.partition import Vector, initial, partition
 from models.spec import ModelSpec
 from protocol import broker_metrics
 from protocol.chunks import chunk_size
-from protocol.messages import CoordinatorState
+from protocol.messages import PROTOCOL, CoordinatorState
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
 from protocol.waiting import take
@@ -84,6 +86,7 @@ class Coordinator:
         self.core = Rounds(spec, strategy, pace, scales=dict(scales or {}))
         self.ledger = Ledger(folder, spec)
         self.history = History(folder / "metrics.jsonl")
+        self.versions = Versions(folder / "versions")
         self._fedavg = FedAvgEstimate(spec, strategy.settings)
         self.boot = secrets.token_hex(8)
         self.alarms: dict[str, str] = {}
@@ -110,7 +113,10 @@ class Coordinator:
             self.topics, control, self._publisher, self.core, self._defence, self.refusals,
             lambda name: self.blocks[name], self.alarms, now,
         )  # fmt: skip
-        self.inlet = Inlet(self.topics, partition(spec), self.core, self._defence, self._speaker, self._feed)
+        self._releases = Releases(self.versions, self._publisher, lambda: self.core.epoch)
+        self.inlet = Inlet(
+            self.topics, partition(spec), self.core, self._defence, self._speaker, self._releases, self._feed
+        )
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -149,7 +155,9 @@ class Coordinator:
             self.ledger.begin(at.epoch)
             self._unsaved = True
         self._publisher.state(
-            CoordinatorState(online=True, boot=self.boot, epoch=at.epoch, resumes=True, model=self.spec.to_dict())
+            CoordinatorState(
+                online=True, boot=self.boot, epoch=at.epoch, protocol=PROTOCOL, resumes=True, model=self.spec.to_dict()
+            )
         )
         for name, vector in self.base.items():
             if vector.size:
@@ -157,6 +165,7 @@ class Coordinator:
                 self._publisher.block(f"{name}.base", 0, at.epoch, vector, self.core.scales.get(name))
         for name in self.blocks:
             self._speaker.block(name)
+        self._releases.resume()
 
     def _end(self) -> None:
         if self._scorer:
@@ -307,6 +316,11 @@ class Coordinator:
         at.late = core.late.assignments
         try:
             written = self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
+            if written:
+                loss = self.history.last.loss if self.history.last else 0.0
+                self.versions.register(
+                    core.round - 1, self.blocks, core.versions, self.spec, self.base, core.scales, loss=loss
+                )
         except (JournalFull, OSError) as error:
             self.alarms["checkpoint"] = str(error)
             log.error("no checkpoint, or the journal is not compacted: %s", error)
@@ -316,6 +330,10 @@ class Coordinator:
 
     def _scored(self, one: Scored) -> None:
         self.history.score(one.round, one.at, one.scores)
+        try:
+            self.versions.score(one.round, one.scores)
+        except OSError as error:
+            self.alarms["versions"] = str(error)
         self._speaker.want()
 
     def _say(self, *, force: bool = False) -> None:
@@ -326,7 +344,7 @@ class Coordinator:
         if self.history.problem:
             self.alarms["history"] = self.history.problem
         fields = summary(self.core, self.history, self._now())
-        fields |= {"alarms": dict(self.alarms), "refused": dict(self.refusals.counts), "can": [*WISHES, "order"]}
+        fields |= {"alarms": dict(self.alarms), "refused": dict(self.refusals.counts), "can": list(CAN)}
         fields |= {"bytes_up": self.inlet.bytes_up, "bytes_down": self._publisher.bytes_down}
         fields |= {"broker": self.inlet.broker.values()}
         for listen in self.listeners:

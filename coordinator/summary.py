@@ -45,6 +45,7 @@ def _device(core: Rounds, id: str) -> dict[str, Any]:
         "modalities": list(core.registry.owned(id)),
         "windows": status.windows,
         "runtime": status.runtime,
+        "release": status.release,
         "power": status.power_source,
         "watts": status.watts,
         "rate": status.rate,

@@ -19,6 +19,7 @@ from device_runtime.docket import FAILED, Docket, Job
 from device_runtime.downloads import Downloads
 from device_runtime.events import (
     Action,
+    Adopt,
     Annotate,
     Ask,
     ChunkHeard,
@@ -35,6 +36,7 @@ from device_runtime.events import (
     Predicted,
     Profiled,
     Publish,
+    Released,
     SensorsChanged,
     StartTraining,
     StopTraining,
@@ -46,7 +48,7 @@ from device_runtime.events import (
     UseModel,
 )
 from models.local import Local
-from models.spec import ModelSpec
+from models.spec import SHARED, ModelSpec
 from protocol.errors import Malformed
 from protocol.messages import (
     Answer,
@@ -56,6 +58,7 @@ from protocol.messages import (
     Order,
     Report,
     Status,
+    strange,
 )
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Stopped
@@ -98,6 +101,8 @@ class Agent:
         self._everything = False  # blocks of modalities that we do not own are needed too
         self._following: set[str] = set()  # blocks whose chunks are subscribed to on this connection
         self._decline = ""
+        self._owned = set(birth.modalities)  # silent sensors included
+        self._fetching: tuple[Order, int] | None = None  # a registered version whose blocks are on their way
 
     @property
     def status(self) -> Status:
@@ -163,6 +168,9 @@ class Agent:
     def _state(self, event: CoordinatorState, now: float) -> list[Action]:
         before, self.coordinator = self.coordinator, event
         actions: list[Action] = []
+        odd = strange(event.protocol, "the coordinator")
+        if odd and event.online and (before is None or before.protocol != event.protocol):
+            actions.append(Note(odd, trouble=True))
         fresh = before is None or (before.boot, before.epoch) != (event.boot, event.epoch)
         if event.online and event.model:
             actions += self._adopt(event.model)
@@ -191,7 +199,7 @@ class Agent:
         if event.block not in self._needed():
             return []
         if self.downloads.manifest(event.block, event.manifest) or event.block in self._following:
-            return []
+            return self._fetched()
         if not self.connected:
             return []
         self._following.add(event.block)
@@ -201,7 +209,7 @@ class Agent:
     def _chunk(self, event: ChunkHeard, now: float) -> list[Action]:
         if event.block in self._needed():
             self.downloads.chunk(event.block, event.chunk)
-        return []
+        return self._fetched()
 
     @_on.register
     def _answer(self, event: Answer, now: float) -> list[Action]:
@@ -222,7 +230,41 @@ class Agent:
 
     @_on.register
     def _order(self, event: Order, now: float) -> list[Action]:
-        return [Obey(event)]
+        if event.kind != "adopt" or "version" not in event.args:
+            return [Obey(event)]
+        version = event.args["version"]
+        if not isinstance(version, int) or version < 1:
+            raise Malformed("Order", "args.version: a version is a number from 1 on")
+        if self.model is None or not self._uses_blocks:
+            why = "this device does not predict" if self.model else "no coordinator has said yet what the model is"
+            report = Report(id=event.id, kind=event.kind, ok=False, reason=why)
+            return [Publish(self.fleet.device(self.device, "report"), report)]
+        self._forget_fetched()
+        self._fetching = (event, version)
+        return [Subscribe(tuple(self.fleet.manifest(block) for block in self._release()))]
+
+    def _release(self) -> dict[str, str]:
+        """Name under which a block of the version on its way is published -> the block."""
+        if self._fetching is None or self.model is None:
+            return {}
+        owned = (*(m for m in self.model.names if m in self._owned), SHARED)
+        return {block + assignments.RELEASE.format(self._fetching[1]): block for block in owned}
+
+    def _fetched(self) -> list[Action]:
+        """The version on its way, once all its blocks are here."""
+        names = self._release()
+        if self._fetching is None or not names or any(self.downloads.needs(name) for name in names):
+            return []
+        order, version = self._fetching
+        blocks = {block: self.downloads.held[name] for name, block in names.items()}
+        self._forget_fetched()
+        return [Adopt(order, version, blocks)]
+
+    def _forget_fetched(self) -> None:
+        names = self._release()
+        self.downloads.forget(names)
+        self._following -= set(names)
+        self._fetching = None
 
     @_on.register
     def _label(self, event: Label, now: float) -> list[Action]:
@@ -344,6 +386,7 @@ class Agent:
 
     @_on.register
     def _sensors(self, event: SensorsChanged, now: float) -> list[Action]:
+        self._owned |= set(event.modalities)
         if not self._birth.sensed(event, now) or not self.connected:
             return []
         filters = self._manifest_filters()
@@ -353,6 +396,11 @@ class Agent:
     @_on.register
     def _profiled(self, event: Profiled, now: float) -> list[Action]:
         self._birth.measured(event, now)
+        return []
+
+    @_on.register
+    def _released(self, event: Released, now: float) -> list[Action]:
+        self._birth.released(event.version, now)
         return []
 
     @_on.register
@@ -377,7 +425,8 @@ class Agent:
         if self.model is None or not self._uses_blocks:
             return ()
         names = self.model.names if self._everything else tuple(self.status.modalities)
-        return assignments.blocks(tuple(m for m in self.model.names if m in names), self.model)
+        here = assignments.blocks(tuple(m for m in self.model.names if m in names), self.model)
+        return (*here, *self._release())
 
     def _manifest_filters(self) -> tuple[str, ...]:
         return tuple(self.fleet.manifest(block) for block in self._needed())

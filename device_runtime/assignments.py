@@ -12,6 +12,7 @@ from models.partition import partition
 from models.spec import SHARED, ModelSpec
 from protocol.messages import Assignment, Status
 
+RELEASE = ".v{}"  # block m of the registered version 12 is published as the block "m.v12"
 BASE = ".base"  # the frozen part of block m is published as the block "m.base"
 
 

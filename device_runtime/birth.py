@@ -53,6 +53,12 @@ class Birth:
         if event.source != old.power_source or any(abs(b - a) > NEWS * a for a, b in pairs):
             self._soon(now)
 
+    def released(self, version: int, now: float) -> None:
+        """Take in by which registered version it predicts."""
+        if version != self.status.release:
+            self.status = self.status.model_copy(update={"release": version})
+            self.due = now
+
     def _soon(self, now: float) -> None:
         self.due = min(self.due, max(now, self._told_at + PAUSE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,12 @@ class Downloads:
         while len(early) > EARLY:
             del early[next(iter(early))]
         return False
+
+    def forget(self, blocks: Iterable[str]) -> None:
+        """Let go of these blocks, and of what was on its way."""
+        for block in blocks:
+            for kept in (self.held, self._wanted, self._parts, self._early):
+                kept.pop(block, None)
 
     def _keep(self, block: str, manifest: Manifest, data: bytes) -> bool:
         if len(data) != manifest.size or len(data) % np.dtype(manifest.dtype).itemsize:

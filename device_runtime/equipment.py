@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from device_runtime.inference_config import InferenceConfig
     from device_runtime.power import Meter
     from device_runtime.predictor import Predictor
+    from device_runtime.shelf import Shelf
 
 log = logging.getLogger("relief.device")
 
@@ -31,9 +32,18 @@ def energy(config: DeviceConfig) -> tuple[Joules, Meter | None]:
 
 
 def predictor(
-    config: InferenceConfig, owned: tuple[str, ...], sensing: Sensing, publish: Callable[[Prediction], None]
+    config: InferenceConfig,
+    owned: tuple[str, ...],
+    sensing: Sensing,
+    publish: Callable[[Prediction], None],
+    *,
+    shelf: Shelf,
+    changed: Callable[[int], None],
 ) -> Predictor:
     """Inference on the newest windows of what is sensed, not yet open."""
     from device_runtime.predictor import Predictor
 
-    return Predictor(config.kit, sensing.latest, publish, owned=owned, every=config.every, providers=config.providers)
+    return Predictor(
+        config.kit, sensing.latest, publish, owned=owned, every=config.every, providers=config.providers,
+        shelf=shelf, changed=changed,
+    )  # fmt: skip

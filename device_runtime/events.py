@@ -69,6 +69,13 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Released:
+    """The registered version that is predicted by from now on; 0: the newest blocks as they come."""
+
+    version: int
+
+
+@dataclass(frozen=True)
 class SensorsChanged:
     """What the sensors deliver now: modality -> channels, labelled training windows at hand and their sums."""
 
@@ -121,6 +128,7 @@ Event: TypeAlias = (
     | TrainingFailed
     | OrderDone
     | Predicted
+    | Released
     | SensorsChanged
     | Profiled
     | Power
@@ -210,6 +218,15 @@ class Obey:
 
 
 @dataclass(frozen=True)
+class Adopt:
+    """Predict by a registered version, whose blocks are all here under their own names; OrderDone tells the end."""
+
+    order: Order
+    version: int
+    blocks: Mapping[str, Held]
+
+
+@dataclass(frozen=True)
 class Annotate:
     """Join an operator's label to the windows it covers."""
 
@@ -242,6 +259,7 @@ Action: TypeAlias = (
     | Upload
     | Drop
     | Obey
+    | Adopt
     | Annotate
     | GiveUp
     | Note

@@ -14,6 +14,7 @@ from device_runtime.agent import Agent
 from device_runtime.config import DeviceConfig
 from device_runtime.events import (
     Action,
+    Adopt,
     Annotate,
     Ask,
     Drop,
@@ -28,7 +29,7 @@ from device_runtime.events import (
     Upload,
     UseModel,
 )
-from device_runtime.orders import switched
+from device_runtime.orders import answered, by_inference, switched
 from device_runtime.outbox import Outbox
 from device_runtime.sensing import Sensing
 from device_runtime.uplink import pieces, question
@@ -148,12 +149,25 @@ class Hands:
     @do.register
     def _obey(self, action: Obey) -> None:
         order = action.order
-        if order.kind in ("profile", "evaluate") and self._worker:
+        if by_inference(order) and self._predictor:
+            windows, say = self._sensing.labelled(), self._say
+            self._predictor.judge(windows, lambda found, why: say(answered(order, found, why)))
+        elif order.kind in ("profile", "evaluate") and not by_inference(order) and self._worker:
             self._worker.obey(order, dict(self._agent.downloads.held), self._sensing.labelled())
         elif order.kind == "update_runtime":
             self._update(order)
         else:
             self._say(switched(order, self._predictor))
+
+    @do.register
+    def _adopt(self, action: Adopt) -> None:
+        say, found = self._say, {"version": action.version}
+        if self._predictor is None or self._agent.model is None:
+            say(answered(action.order, {}, "this device does not predict"))
+            return
+        self._predictor.release(
+            action.version, self._agent.model, action.blocks, lambda why: say(answered(action.order, found, why))
+        )
 
     @do.register
     def _annotate(self, action: Annotate) -> None:

@@ -25,8 +25,16 @@ def answered(order: Order, values: Mapping[str, Any], problem: str = "") -> Orde
     return OrderDone(Report(id=order.id, kind=order.kind, ok=not problem, reason=problem, values=dict(values)))
 
 
+def by_inference(order: Order) -> bool:
+    """Whether an order asks how the model does that predicts here, which may not be the newest."""
+    return order.kind == "evaluate" and order.args.get("by") == "inference"
+
+
 def switched(order: Order, predictor: Predictor | None) -> OrderDone:
-    """Go back to the model's version before, or forth to the newest; what else is asked for is not known here."""
+    """Go back to the model's version before, or forth to the newest; what else is asked for is not known here.
+
+    Adopting a registered version takes its blocks: that is `device_runtime.agent`'s.
+    """
     if predictor is None or order.kind not in ("adopt", "rollback"):
         return answered(order, {}, f"this device has nothing to {order.kind.replace('_', ' ')} with")
     done = predictor.roll_back() if order.kind == "rollback" else predictor.adopt()

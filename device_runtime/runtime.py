@@ -25,6 +25,7 @@ from device_runtime.events import (
     Health,
     ManifestHeard,
     Predicted,
+    Released,
     SensorsChanged,
     Tick,
 )
@@ -36,10 +37,11 @@ from device_runtime.outbox import Outbox
 from device_runtime.power import Limits
 from device_runtime.progress import Progress
 from device_runtime.sensing import Sensing, scale
+from device_runtime.shelf import Shelf
 from device_runtime.slots import RESTART, confirm
 from device_runtime.worker import Worker, torch_is_here
 from protocol.errors import Congested, ProtocolError
-from protocol.messages import Status, Telemetry
+from protocol.messages import PROTOCOL, Status, Telemetry
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
 from protocol.waiting import take
@@ -90,6 +92,7 @@ class Runtime:
             self.worker = trainer(self.config.id, self.boot, say, self.joules, progress, share, wish)
         birth = Status(
             online=True,
+            protocol=PROTOCOL,
             boot=self.boot,
             runtime=RUNTIME,
             tier=self.config.tier,
@@ -108,7 +111,10 @@ class Runtime:
         self.predictor = None
         if self.config.inference:
             say = self._queue.put
-            self.predictor = predictor(self.config.inference, self.owned, sensing, lambda p: say(Predicted(p)))
+            self.predictor = predictor(
+                self.config.inference, self.owned, sensing, lambda p: say(Predicted(p)),
+                shelf=Shelf(self.config.folder), changed=lambda version: say(Released(version)),
+            )  # fmt: skip
         self.hands = Hands(
             self.config, self.topics, transport, sensing, self.outbox, self.agent, self.worker, self.predictor,
             say=self._queue.put, restart=self._restart, give_up=self._give_up,

@@ -17,8 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from protocol.errors import Malformed, TooLarge
 
 PROTOCOL = 1  # raised when an older peer would misread us; said at birth
+OLDEST = 1  # the oldest that is still understood: one version back, once there are two
+UNSAID = 1  # what a peer speaks that says nothing of it; never raised, or old and new would look alike
 RESUME = "resume"  # kind of a report
 MAX_MESSAGE = 256 * 1024 * 1024  # bytes: nothing larger is decoded
+
+
+def strange(theirs: int, who: str, oldest: int = OLDEST, newest: int = PROTOCOL) -> str:
+    """Why a peer of protocol `theirs` cannot be dealt with, and which side to update; empty where it can."""
+    if oldest <= theirs <= newest:
+        return ""
+    ours = f"{newest}" if oldest == newest else f"{oldest} to {newest}"
+    older = who if theirs < oldest else "this side"
+    return f"{who} speaks protocol {theirs}, this side {ours}: update {older}"
 
 
 def _buffer(value: object) -> bytes | memoryview:
@@ -75,7 +86,7 @@ class CoordinatorState(Message):
     online: bool
     boot: str = ""
     epoch: Count = 0
-    protocol: int = PROTOCOL
+    protocol: int = UNSAID
     resumes: bool = False  # it answers reports of kind RESUME
     model: dict[str, Any] = {}  # models.ModelSpec.to_dict()
 
@@ -165,7 +176,7 @@ class Request(Message):
 
     id: str
     operator: Name
-    kind: Literal["pause", "resume", "adopt", "rollback", "quarantine", "release", "purge", "order"]
+    kind: Literal["pause", "resume", "versions", "adopt", "rollback", "quarantine", "release", "purge", "order"]
     args: dict[str, Any] = {}
 
 
@@ -199,9 +210,10 @@ class Status(Message):
 
     online: bool
     boot: str
-    protocol: int = PROTOCOL
+    protocol: int = UNSAID
     reason: str = ""  # of a death: what ended it
     runtime: str = ""  # version of the installed runtime
+    release: Count = 0  # registered version of the model that it predicts by; 0: the newest blocks as they come
     tier: str = ""
     modalities: dict[str, Count] = {}  # name -> channels
     windows: Count = 0  # labelled training windows at hand

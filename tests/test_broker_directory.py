@@ -94,7 +94,7 @@ def test_init_makes_a_certificate_for_everybody_and_closes_the_keys(tmp_path: Pa
     assert made == {"coordinator-control", "coordinator-bulk", "d1", "d2", "operator-jo-laptop"}
     whole = _site(tmp_path / "whole", "--operator", "jo")
     assert [one.name for one in whole.record.of(Part.OPERATOR)] == [
-        f"operator-jo-{tool}" for tool in ("dashboard", "label", "status", "steer")
+        f"operator-jo-{tool}" for tool in ("dashboard", "label", "status", "steer", "update")
     ]
     for path in (*site.path.rglob("*.key"), *site.path.rglob("key.pem")):
         assert path.stat().st_mode & 0o777 == 0o600, path

@@ -90,10 +90,10 @@ def test_whatever_prints_a_table_prints_it_as_json_too() -> None:
         and "import typer" in file.read_text()
     }
     with_json = {path for path, command in ALL if any("--json" in p.opts for p in command.params)}
-    assert makers == {"accept", "broker", "cli", "data", "device", "fleet", "run"}  # run: the demo, which is a show
+    assert makers == {"accept", "broker", "cli", "data", "device", "fleet", "fleet_model", "run"}  # run: a show
     assert with_json >= {
         "relief device accept", "relief broker check", "relief simulate", "relief data info", "relief device check",
-        "relief fleet status", "relief report", "relief doctor",
+        "relief fleet status", "relief fleet versions", "relief report", "relief doctor",
     }  # fmt: skip
 
 

@@ -291,7 +291,8 @@ def test_zero_filled_fedavg_gives_everybody_the_full_model() -> None:
 @pytest.mark.parametrize(
     ("status", "fault"),
     [
-        ({"protocol": 99}, "speaks protocol 99"),
+        ({"protocol": 99}, "the device speaks protocol 99, this side 1: update this side"),
+        ({"protocol": 0}, "the device speaks protocol 0, this side 1: update the device"),
         ({"modalities": ("radar",)}, "owns no modality of the model"),
     ],
 )

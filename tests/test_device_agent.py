@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 
 from device_runtime.agent import Agent
 from device_runtime.events import (
+    Adopt,
     Ask,
     Drop,
     GiveUp,
     Health,
     Keep,
     ManifestHeard,
+    Obey,
     Publish,
+    Released,
     SensorsChanged,
     StartTraining,
     StopTraining,
@@ -38,6 +41,7 @@ from protocol.messages import (
     Chunk,
     CoordinatorState,
     Manifest,
+    Order,
     Report,
     Status,
     Update,
@@ -544,3 +548,56 @@ def test_no_order_of_events_trains_an_assignment_twice_or_loses_an_update(data):
     assert len(started) == len(set(started))
     feed(a, Lost("cut"), now=now)
     assert {u.update for u in of(Upload, feed(a, Connected(1 << 20), now=now + 1))} == kept - answered
+
+
+# -- registered versions -------------------------------------------------------------------------------------
+
+
+def test_a_registered_version_is_fetched_whole_under_its_own_names_and_then_adopted():
+    a = ready(agent())
+    order = Order(id="o1", kind="adopt", args={"version": 12})
+    (asked,) = feed(a, order)
+    assert set(asked.filters) == {FLEET.manifest("wrist.v12"), FLEET.manifest("shared.v12")}
+    assert not of(Adopt, deliver(a, "wrist.v12", version=3)), "a part of a version is none"
+    before = dict(a.downloads.held)
+    (adopt,) = of(Adopt, deliver(a, "shared.v12", version=3))
+    assert (adopt.order, adopt.version, set(adopt.blocks)) == (order, 12, {"wrist", "shared"})
+    assert adopt.blocks["wrist"].manifest.version == 3
+    assert not any(".v12" in name for name in a.downloads.held), "its bytes are kept once"
+    assert {b: h for b, h in before.items() if ".v12" not in b} == a.downloads.held
+    assert not of(Adopt, deliver(a, "wrist.v12", "shared.v12", version=3)), "once is enough"
+
+
+def test_chunks_before_manifests_a_reconnect_and_a_newer_order_do_not_confuse_an_adoption():
+    a = ready(agent())
+    feed(a, Order(id="o1", kind="adopt", args={"version": 12}))
+    deliver(a, "wrist.v12", version=3)
+    feed(a, Order(id="o2", kind="adopt", args={"version": 13}))
+    assert not of(Adopt, deliver(a, "shared.v12", version=3)), "that one is not wanted any more"
+    feed(a, Lost("gone"))
+    again = [f for s in of(Subscribe, feed(a, Connected(1 << 20))) for f in s.filters]
+    assert {FLEET.manifest("wrist.v13"), FLEET.manifest("shared.v13")} <= set(again)
+    done = []
+    for name in ("shared.v13", "wrist.v13"):
+        manifest, chunks = block(name, 4, pieces=3)
+        done += feed(a, *reversed(chunks), manifest)
+    assert [(one.version, one.order.id) for one in of(Adopt, done)] == [(13, "o2")]
+
+
+def test_an_adoption_that_cannot_be_is_answered_and_one_without_a_version_means_the_newest():
+    a = agent()
+    (report,) = declined(feed(a, Order(id="o1", kind="adopt", args={"version": 12})))
+    assert (report.id, report.ok) == ("o1", False)
+    assert "no coordinator" in report.reason
+    ready(a)
+    assert of(Obey, feed(a, Order(id="o2", kind="adopt")))
+    for wrong in (0, -1, "12", None, [12], 1.5):
+        assert not of(Adopt, feed(a, Order(id="o3", kind="adopt", args={"version": wrong})))
+    assert a.counts["refused messages"] == 6
+
+
+def test_the_birth_says_which_registered_version_predicts():
+    a = ready(agent())
+    (birth,) = births(feed(a, Released(12), now=10.0))
+    assert birth.release == 12
+    assert not births(feed(a, Released(12), now=20.0))

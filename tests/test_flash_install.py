@@ -28,7 +28,8 @@ from tests.parties import eventually
 from tools.flashing.bundle import Bundle, pack
 from tools.flashing.targets import Target
 from tools.flashing.wheelhouse import Wheelhouse, gather
-from tools.fleet_update import Rollout, RolloutFailed, Serving, chosen, waves
+from tools.fleet_update import RuntimeRollout, Serving, chosen
+from tools.rollout import RolloutFailed, waves
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 # A device that starts and says it is well, but ends as soon as it has met the broker.
@@ -176,19 +177,19 @@ def test_a_fleet_is_updated_by_waves_and_a_bad_version_goes_back(
     said: list[str] = []
     who = "operator-test-update"
     transport = MqttTransport(BrokerConfig(port=broker.port), who)
-    rollout = Rollout(fleet, transport, who, patience=90.0, watch=1.0, say=said.append)
+    rollout = RuntimeRollout(fleet, transport, who, patience=90.0, watch=1.0, say=said.append)
     servers = []
     try:
         rollout.open()
         assert eventually(lambda: all(b.slots.trial is None for b in party), 60), "never confirmed"
-        rollout._until(lambda: len(rollout.devices) == 2, 30)
+        rollout.until(lambda: len(rollout.devices) == 2, 30)
 
         def give(bundle: Bundle) -> None:
             server = Serving(bundle.path, "127.0.0.1")
             servers.append(server)
-            args = {"url": server.url, "sha256": bundle.digest, "size": bundle.size}
-            names = chosen(rollout.devices, bundle.manifest, [], said.append)
-            rollout.run(waves(names, 1, "100%"), bundle.manifest.runtime, args)
+            rollout.args = {"url": server.url, "sha256": bundle.digest, "size": bundle.size}
+            rollout.runtime = bundle.manifest.runtime
+            rollout.run(waves(chosen(rollout.devices, bundle.manifest, [], said.append), 1, "100%"))
 
         give(workshop.bundle("0.1.1"))
         assert {b.slots.manifest(b.slots.current or "").runtime for b in party} == {"0.1.1"}  # type: ignore[union-attr]
@@ -201,8 +202,9 @@ def test_a_fleet_is_updated_by_waves_and_a_bad_version_goes_back(
             give(workshop.bundle("0.1.8", ENDS_SOON))
         assert eventually(lambda: party[0].slots.trial is None, 60)
         assert {b.slots.manifest(b.slots.current or "").runtime for b in party} == {"0.1.1"}  # type: ignore[union-attr]
-        rollout._until(lambda: rollout._has("one", "0.1.1"), 30)
-        assert rollout._has("one", "0.1.1"), "it does not run after its way back"
+        rollout.runtime = "0.1.1"
+        rollout.until(lambda: rollout.has("one"), 30)
+        assert rollout.has("one"), "it does not run after its way back"
     finally:
         transport.close()
         coordinator.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 
 from device_runtime.downloads import Held
 from device_runtime.predictor import Predictor
+from device_runtime.sensing import Labelled
+from device_runtime.shelf import Shelf
 from models.export import export, loaded
 from models.partition import Vector, initial
 from models.spec import InputSpec, Mode, ModelSpec
@@ -126,3 +129,87 @@ def test_nothing_new_to_see_is_not_predicted_again(device: Callable[..., Device]
     count = len(one.said)
     threading.Event().wait(0.2)
     assert len(one.said) <= count + 1
+
+
+def adopt(predictor: Predictor, version: int, center: float = 0.0) -> str:
+    """Adopt a registered version, to its end: why not, or nothing."""
+    rng = np.random.default_rng(version)
+    blocks = {b: rng.standard_normal(v.shape).astype(np.float32) for b, v in initial(SPEC)[0].items()}
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    predictor.release(version, SPEC, held(blocks, version, center), said.put)
+    return said.get(timeout=10.0)
+
+
+def test_an_adopted_version_stays_while_newer_blocks_come_and_over_restarts(kit: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def life() -> Predictor:
+        one = Predictor(kit, lambda: None, lambda p: None, owned=("hand", "chest"), every=0.01,
+                        shelf=Shelf(tmp_path), changed=told.append)  # fmt: skip
+        one.open()
+        return one
+
+    one = life()
+    newest = held(initial(SPEC)[0], 5)
+    one.offer(SPEC, newest)
+    wait_for(lambda: one.versions().get("hand") == 5, "the newest blocks")
+    assert adopt(one, 11, center=0.5) == ""
+    assert adopt(one, 12) == ""
+    one.offer(SPEC, held(initial(SPEC)[0], 6))
+    assert adopt(one, 13) == ""
+    assert set(one.versions().values()) == {13}
+    one.close()
+
+    two = life()
+    wait_for(lambda: set(two.versions().values()) == {13}, "what was adopted before")
+    assert two.values()["inference_release"] == 13
+    assert two.roll_back()
+    assert set(two.versions().values()) == {12}
+    two.offer(SPEC, newest)
+    assert two.roll_back(), "11 is too long ago: the newest blocks come next"
+    wait_for(lambda: set(two.versions().values()) == {5}, "the newest blocks")
+    two.close()
+    assert told == [11, 12, 13, 13, 12, 0]
+    assert Shelf(tmp_path).in_use() == []
+
+
+def test_a_version_of_another_model_or_not_whole_changes_nothing(kit: Path, tmp_path: Path) -> None:
+    one = Predictor(kit, lambda: None, lambda p: None, owned=("hand", "chest"), every=0.01, shelf=Shelf(tmp_path))
+    one.open()
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    partial = {b: h for b, h in held(initial(SPEC)[0], 9).items() if b != "shared"}
+    one.release(9, SPEC, partial, said.put)
+    assert "blocks shared are missing" in said.get(timeout=10.0)
+    one.release(9, ModelSpec(SPEC.inputs, classes=5, mode=Mode.LORA, widths=(4,)), partial, said.put)
+    assert "the fleet's model is not that of the kit" in said.get(timeout=10.0)
+    assert set(one.versions().values()) == {1}
+    assert Shelf(tmp_path).in_use() == []
+    one.close()
+    broken = Predictor(tmp_path / "none", lambda: None, lambda p: None, owned=("hand",), every=0.01)
+    broken.open()
+    broken.release(9, SPEC, partial, said.put)
+    assert "kit.json is missing" in said.get(timeout=10.0), "whoever asks is told, also without a kit"
+    broken.close()
+
+
+def test_what_predicts_judges_itself_by_labelled_windows(kit: Path) -> None:
+    one = Predictor(kit, lambda: None, lambda p: None, owned=("hand", "chest"), every=0.01)
+    one.open()
+    said: queue.SimpleQueue[tuple[dict[str, object], str]] = queue.SimpleQueue()
+    rng = np.random.default_rng(3)
+    x = {m: rng.standard_normal((300, 2, 40)).astype(np.float32) for m in ("hand", "chest")}
+    y = rng.integers(0, 4, 300)
+    one.judge(Labelled(x, y, np.arange(300)), lambda values, why: said.put((values, why)))
+    values, why = said.get(timeout=20.0)
+    assert why == ""
+    blocks, base = initial(SPEC)
+    with torch.inference_mode():
+        expected = loaded(SPEC, blocks, base)({m: torch.from_numpy(v) for m, v in x.items()}).argmax(1).numpy()
+    assert values["accuracy"] == pytest.approx(float((expected == y).mean()))
+    assert np.sum(values["confusion"], axis=1).tolist() == np.bincount(y, minlength=4).tolist()  # type: ignore[arg-type]
+    empty = Labelled({m: v[:0] for m, v in x.items()}, y[:0], np.arange(0))
+    one.judge(empty, lambda values, why: said.put((values, why)))
+    assert said.get(timeout=10.0)[1] == "there are no labelled windows to judge by"
+    one.judge(Labelled(x, y + 7, np.arange(300)), lambda values, why: said.put((values, why)))
+    assert "out of bounds" in said.get(timeout=10.0)[1]
+    one.close()

@@ -56,6 +56,7 @@ def _kinds() -> tuple[tuple[tuple[type[BaseException], ...], Code], ...]:
         (known("coordinator.checkpoint.CheckpointError"), RECORD),
         (known("device_runtime.bundle.BadBundle", "models.kit.KitError"), BUNDLE),
         (known("device_runtime.local.AlreadyRunning"), DEVICE),
+        (known("tools.rollout.RolloutFailed"), REFUSED),
         ((ImportError,), EXTRA),
         ((KeyboardInterrupt,), INTERRUPTED),
         ((OSError,), DISK),

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from tools.fleet_model import adopt, rollback, versions
 from tools.fleet_update import update
 from tools.panels import fleet_panel
 from tools.shown import Json, print_json
@@ -15,7 +16,8 @@ from tools.steering import Fleet, of_a_fleet
 from tools.watch import Watch
 
 app = typer.Typer(no_args_is_help=True, help="Look at a running fleet and steer it.")
-app.command()(update)
+for verb in (update, versions, adopt, rollback):
+    app.command()(verb)
 
 Device = Annotated[str, typer.Argument(help="The device's name, as `relief fleet status` shows it.")]
 

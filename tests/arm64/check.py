@@ -198,7 +198,7 @@ def over_ssh(w: World) -> str:
         steps = (
             ("install", w.bundle(), 0, "0.1.0", "0.1.0 installed"),
             ("update", w.bundle("newer", wheel=made["newer"]), 0, "0.1.1", "0.1.1 installed"),
-            ("cannot start", w.bundle("broken", wheel=made["broken"]), 2, "0.1.1", "made to fail"),
+            ("cannot start", w.bundle("broken", wheel=made["broken"]), 60, "0.1.1", "made to fail"),
             ("broken check", w.bundle("checks", wheel=made["checks"]), 1, "0.1.1", "was rolled back"),
         )
         for name, bundle, expected, version, words in steps:

@@ -35,7 +35,7 @@ from models.cost import block_costs
 from models.local import Local
 from models.partition import Vector
 from models.spec import ModelSpec
-from protocol.messages import Assignment, BlockSpeed, Status
+from protocol.messages import PROTOCOL, Assignment, BlockSpeed, Status
 from tools.lab.clock import Spent, spent
 from tools.lab.engine import Engine, Job, Work
 from tools.lab.regret import Regret, regret, truth
@@ -281,6 +281,7 @@ def birth(spec: ModelSpec, device: LabDevice) -> Status:
     }
     return Status(
         online=True,
+        protocol=PROTOCOL,
         boot="lab",
         tier=device.tier,
         modalities={m: spec.input(m).channels for m in device.owned},
