@@ -243,7 +243,9 @@ class Coordinator:
         if self._now() < self._retry < inf:
             return
         while True:
-            while self._actions:
+            # What a commit rests upon, its round's opening above all, is on disk before the commit is even appended:
+            # else a torn batch could leave the commit alone.
+            while self._actions and not (self._unsaved and isinstance(self._actions[0], Fold)):
                 self._do(self._actions.popleft())
             if not self._unsaved:
                 break

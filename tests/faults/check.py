@@ -189,9 +189,12 @@ class Check:
             self.contents[block, version] = header["digests"][block]
         self.round = round
         here, asked = {by_id[id][0] for id in named}, self.world.honest & set(self.opened[round])
-        if self.world.pace.staleness:  # nobody waits for everybody: each has counted since nothing breaks any more
-            calm = self.world.rounds_at_calm
-            here, asked = {d for d, r in self.latest.items() if r > calm}, self.world.honest
+        if (
+            self.world.pace.staleness
+        ):  # nobody waits for everybody: who was asked since the last fault has counted since
+            later = range(self.world.rounds_at_calm + 1, round + 1)
+            asked = self.world.honest & {d for r in later for d in self.opened[r]}
+            here = {d for d, r in self.latest.items() if r in later}
         self.complete.append(bool(asked) and self.world.honest <= set(life.core.registry.ready()) and asked <= here)
 
     def _compare(
