@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +27,9 @@ PRESETS = {
     "5 body units, full, eight times as wide": replace(CONV, widths=tuple(8 * w for w in CONV.widths)),
 }
 BATCHES = (16, 256)
-STEPS = 60
+STEPS = 60  # of a run at most
+PATIENCE = 0.5  # seconds of a run, where a step is slow
+TURNS = 3
 
 
 def bench() -> list[dict[str, Any]]:
@@ -52,16 +53,21 @@ def _row(name: str, spec: ModelSpec, batch: int) -> dict[str, Any]:
     }
 
 
-def step_ms(spec: ModelSpec, batch: int, where: str, steps: int = 0) -> float:
-    """Milliseconds of a step that trains every block, as the trainer itself does it."""
+def step_ms(spec: ModelSpec, batch: int, where: str) -> float:
+    """Milliseconds of a step that trains every block, as the trainer itself does it; the best of TURNS runs."""
     draw = torch.Generator().manual_seed(0)
     x = {i.name: torch.randn((2 * batch, i.channels, i.samples), generator=draw).to(where) for i in spec.inputs}
     y = torch.randint(spec.classes, (2 * batch,), generator=draw).to(where)
     network, local = Network(spec), Local(lr=1e-6, batch=batch)
-    for count in (5, steps or STEPS):  # the first warms up
-        began = time.perf_counter()
-        train(network, x, y, dict.fromkeys((*spec.names, SHARED), count), local, device="bench", round=0)
-    return 1000 * (time.perf_counter() - began) / count
+
+    def seconds(steps: int) -> float:
+        """Of one step; training waits for the GPU before it says that it is done."""
+        everything = dict.fromkeys((*spec.names, SHARED), steps)
+        return train(network, x, y, everything, local, device="bench", round=0).wall / steps
+
+    seconds(2)  # warms up
+    steps = max(2, min(STEPS, int(PATIENCE / seconds(2))))
+    return 1000 * min(seconds(steps) for _ in range(TURNS))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def _figures(runs: list[Run]) -> str:
     matplotlib.use("Agg")
     drawn = []
     parts: tuple[Callable[[], str], ...] = (
-        lambda: _scores(runs, "at", "seconds"), lambda: _scores(runs, "round", "round"),
+        lambda: _scores(runs, "at", "seconds"), lambda: _scores(runs, "round", "rounds"),
         lambda: _divergence(runs), lambda: _spent(runs),
     )  # fmt: skip
     with progress("drawing", len(parts), "figures") as step:
@@ -139,7 +139,7 @@ def _scores(runs: list[Run], x: str, label: str) -> str:
             seen = [(s[x], s[key]) for s in run.scores if key in s]
             axis.plot([a for a, _ in seen], [v for _, v in seen], color=colour, marker=".", label=run.name)
         axis.set(title=name, xlabel=label, ylim=(0, 1))
-        axis.grid(alpha=0.3)
+        _grid(axis, rounds=x == "round")
     axes[0].legend(fontsize=8)
     return _figure(figure, f"F1 over {label}")
 
@@ -154,7 +154,7 @@ def _divergence(runs: list[Run]) -> str:
             seen = [(r["round"], r["divergence"][block]) for r in run.rounds if block in r["divergence"]]
             axis.plot([r for r, _ in seen], [v for _, v in seen], label=block, color=colour)
         axis.set(title=run.name, xlabel="round", ylabel="divergence", ylim=(0, 1.05))
-        axis.grid(alpha=0.3)
+        _grid(axis, rounds=True)
         axis.legend(fontsize=7)
     return _figure(figure, "Divergence per block over rounds")
 
@@ -174,9 +174,18 @@ def _spent(runs: list[Run]) -> str:
     axes[0].set(title="joules above idle", xlabel="round")
     axes[1].set(title="megabytes up and down", xlabel="round")
     for axis in axes:
-        axis.grid(alpha=0.3)
+        _grid(axis, rounds=True)
         axis.legend(fontsize=7)
     return _figure(figure, "Energy and traffic beside the estimate for FedAvg")
+
+
+def _grid(axis: Any, *, rounds: bool) -> None:
+    """Lines behind the curves; rounds are whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.grid(alpha=0.3)
+    if rounds:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _sums(values: list[float]) -> list[float]:
