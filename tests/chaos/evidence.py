@@ -10,7 +10,7 @@ from typing import Any
 
 from coordinator.segment import Segment
 from protocol.config import BrokerConfig
-from protocol.messages import CoordinatorState, Manifest, decode
+from protocol.messages import CoordinatorState, Manifest, RoundSummary, decode
 from protocol.mqtt import MqttTransport
 from protocol.topics import Topics
 from protocol.transport import Connected, Received
@@ -29,6 +29,7 @@ class Evidence:
         self.contradictions: list[str] = []
         self._renewed: set[tuple[str, int]] = set()  # (block, version) that only brought a new normalisation
         self.boots: list[tuple[float, str]] = []  # when a life of the coordinator was first heard of
+        self.summary: tuple[float, RoundSummary] | None = None  # the latest, and when it came
         self.when: dict[int, float] = {}  # round -> when its commit was first seen
         self._folder, self._topics = folder / "journal", Topics(fleet)
         self._transport = MqttTransport(BrokerConfig(port=port), "operator-chaos-evidence")
@@ -105,10 +106,13 @@ class Evidence:
     def _heard(self, event: object) -> None:
         try:
             if isinstance(event, Connected):
-                self._transport.subscribe(self._topics.manifest("+"), self._topics.coordinator("state"))
+                coordinator = self._topics.coordinator
+                self._transport.subscribe(self._topics.manifest("+"), coordinator("state"), coordinator("round"))
             elif isinstance(event, Received) and event.payload:
                 if event.topic.endswith("/manifest"):
                     self._manifest(decode(Manifest, event.payload))
+                elif event.topic.endswith("/round"):
+                    self.summary = time.monotonic(), decode(RoundSummary, event.payload)
                 else:
                     state = decode(CoordinatorState, event.payload)
                     if state.online and all(state.boot != boot for _, boot in self.boots):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import resource
+import signal
 import sys
 import tempfile
 import time
@@ -55,11 +57,12 @@ class Soak:
         while self.evidence.round < rounds:
             self._sample(steady)
             if self.evidence.round > last:
+                if self.evidence.round // 100 > last // 100:
+                    print(f"  round {self.evidence.round:,}, {self.kills} kills", flush=True)
                 last, since = self.evidence.round, time.monotonic()
             if time.monotonic() > since + STALL:
-                return (
-                    f"no round within {STALL:g} s after round {last}\n{self._said('coordinator')}\n{self._said(steady)}"
-                )
+                told = "\n".join(self._said(name) for name in ("coordinator", *self.fleet.devices))
+                return f"no round within {STALL:g} s after round {last}; {waiting(self.evidence)}\n{told}"
             if dead := self.fleet.dead():
                 return "; ".join(dead)
             if time.monotonic() > next_churn:
@@ -85,6 +88,24 @@ class Soak:
         self.disk.append((self.evidence.round, disk(self.fleet.run)))
 
 
+def waiting(evidence: Evidence) -> str:
+    """Who waits for what, as the coordinator's last summary tells it."""
+    if evidence.summary is None:
+        return "the coordinator has never said anything: it waits for its disk or for the broker, or does not run"
+    when, summary = evidence.summary
+    fields, age = summary.fields, time.monotonic() - when
+    states = [
+        f"{name} is {d['state']}{' (' + d['why'] + ')' if d['why'] else ''}" for name, d in fields["devices"].items()
+    ]
+    busy = [name for name, d in fields["devices"].items() if d["state"] == "training"]
+    alarms = fields["alarms"] or "none"
+    whom = f"the updates of {', '.join(busy)}" if busy else "a device that is ready"
+    return (
+        f"{age:.0f} s ago the coordinator was {summary.phase} round {summary.round}, {fields['deadline']:.0f} s before "
+        f"its deadline, waiting for {whom}; alarms {alarms}; {', '.join(states) or 'it knew no device'}"
+    )
+
+
 def quarters(values: list[tuple[int, ...]], rounds: int, field: int) -> tuple[int, int]:
     """Medians of a field over the second and over the last quarter of the rounds."""
 
@@ -101,14 +122,19 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=4)
     given = parser.parse_args()
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="relief-soak-") as folder, Fleet(Path(folder), given.devices) as fleet:
         evidence = Evidence(fleet.run, NAME, fleet.broker.port)
         soak = Soak(fleet, evidence)
         try:
             begun = until(lambda: evidence.round >= 1 or fleet.dead(), 120.0)
-            failure = soak.run(given.rounds) if begun else "the fleet did not begin"
+            failure = soak.run(given.rounds) if begun else f"the fleet did not begin: {waiting(evidence)}"
+        except KeyboardInterrupt:  # the figures so far are worth something
+            failure = f"interrupted after round {evidence.round}"
         finally:
             evidence.close()
+    spent = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(one.ru_utime + one.ru_stime for one in spent)
     broken = [failure] if failure else []
     broken += evidence.contradictions
     for name, values in soak.samples.items():
@@ -123,7 +149,8 @@ def main() -> int:
     print(
         f"{'FAILED' if broken else 'OK'}: {evidence.round:,} rounds, {given.devices} devices, {soak.kills} kills and "
         f"returns, {evidence.updates:,} updates counted, at most {most / 2**20:.1f} MiB on disk, {len(broken)} broken "
-        f"promises, in {time.monotonic() - began:.0f} s"
+        f"promises, in {time.monotonic() - began:.0f} s and {cpu:.0f} s of CPU "
+        f"({1000 * cpu / max(1, evidence.round):.0f} ms a round, all parties)"
     )
     return 1 if broken else 0
 

@@ -52,8 +52,11 @@ def many(start: int, seeds: int, jobs: int, *, stop: bool) -> int:
     with multiprocessing.Pool(jobs) as pool, contextlib.suppress(KeyboardInterrupt):
         # An interrupted run tells its figures too; the workers, forked before this, just end.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        for verdict in pool.imap_unordered(run, range(start, start + seeds), chunksize=4 if seeds > 50 else 1):
+        for verdict in pool.imap(run, range(start, start + seeds), chunksize=4 if seeds > 50 else 1):
             done += 1
+            if not done % 500 and done < seeds:
+                left = f"python -m tests.faults {seeds - done} --start {start + done}"
+                print(f"  {done:,} seeds, {len(broken)} broken; the rest: {left}", flush=True)
             for name in ("rounds", "faults", "lives", "updates", "checks", "steps", "seconds"):
                 total[name] += getattr(verdict, name)
             kinds.update(verdict.counts)
