@@ -360,6 +360,7 @@ def test_a_device_ends_within_two_seconds_in_the_middle_of_training(conductor, s
     assert "CPU: " in child.stderr.read()
 
 
+@pytest.mark.timeout(300)
 def test_a_device_that_is_restarted_in_a_round_goes_on_with_it(conductor, start):
     pytest.importorskip("torch")
     conductor.say()
@@ -368,14 +369,14 @@ def test_a_device_that_is_restarted_in_a_round_goes_on_with_it(conductor, start)
     child = start()
     conductor.next(Status, online)
     conductor.next(Telemetry, lambda t: t.values["windows"] == 480)
-    conductor.assign("d1", 1, steps=steps)
+    conductor.assign("d1", 1, steps=steps, deadline=300.0)
     conductor.next(Telemetry)
     conductor.next(Telemetry)
     end(child)
     child = start()
     conductor.next(Telemetry, lambda t: t.values["windows"] == 480)
-    conductor.assign("d1", 1, steps=steps)
-    update = conductor.next(Update)
+    conductor.assign("d1", 1, steps=steps, deadline=300.0)
+    update = conductor.next(Update, patience=180)
     assert not update.partial
     assert update.blocks["shared"].steps == 6000
     end(child)
