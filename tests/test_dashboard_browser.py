@@ -265,3 +265,47 @@ def test_a_real_fleet_appears_learns_loses_a_device_gets_it_back_and_is_paused(
         visitor.until(f"{round_is} > {held}")
         picture(visitor, "dashboard-real.png")
         clean(visitor)
+
+
+def processor_seconds(mark: str) -> float:
+    """What all processes with these words in their command line have used, in seconds of one core."""
+    ticks = 0
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and process.name != str(os.getpid()):
+            try:
+                if mark.encode() in (process / "cmdline").read_bytes():
+                    ticks += sum(map(int, (process / "stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+            except OSError:  # it has just ended
+                continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor time from /proc")
+def test_a_thousand_devices_change_every_second_and_the_page_stays_fluid(browser: Any, broker: Broker) -> None:
+    name = f"thousand{os.getpid()}"
+    with served(name, broker.port) as address:
+        many = SyntheticCoordinator(name, MqttTransport(BrokerConfig(port=broker.port), f"coordinator-{name}"), 1000)
+        many.fleet.open()
+        many.say()
+        visitor = visit(browser, address)
+        visitor.until("document.querySelector('#tiles').textContent.includes('1000 / 1000')")
+        visitor.until("document.querySelectorAll('.ag-row').length > 5")
+        assert visitor.page.evaluate("document.querySelectorAll('.ag-row').length") < 200, "only what is seen is drawn"
+        visitor.page.evaluate(
+            "window.gaps = []; let last = performance.now();"
+            "(function frame() { const now = performance.now(); gaps.push(now - last); last = now;"
+            " requestAnimationFrame(frame) })()"
+        )
+        before, began = processor_seconds(name), time.monotonic()
+        for _ in range(8):
+            many.fleet.finish()
+            many.fleet.open()
+            many.say()
+            visitor.page.wait_for_timeout(1000)
+        share = (processor_seconds(name) - before) / (time.monotonic() - began)
+        visitor.until(f"document.querySelector('#headline').textContent.includes('round {many.fleet.round} ')")
+        middle = visitor.page.evaluate("gaps.sort((a, b) => a - b)[Math.floor(gaps.length / 2)]")
+        assert share < 0.5, "processor time of the page's server, in cores"
+        assert middle < 200, "milliseconds between two frames"
+        clean(visitor)
+        many.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tools.flashing.targets import TARGETS, target
+from tools.shown import progress
 
 if TYPE_CHECKING:
     from tools.flashing.bundle import Bundle
@@ -121,8 +122,6 @@ def ssh(
 
     Example: relief flash ssh root@wrist-1.local wrist-1 --config fleet.toml
     """
-    from rich.progress import Progress
-
     from device_runtime.bundle import file_digest, unpack
     from tools.flashing import ssh as remote
     from tools.flashing.rootfs import Root
@@ -139,11 +138,10 @@ def ssh(
             name = Root(Path(host), found.host).target.name
             packed = make(name, device, config, Path(scratch), with_torch=with_torch, secrets=include_credentials).path
         manifest = unpack(packed, Path(scratch) / "bundle")
-        with Progress(transient=True) as progress:
-            bar = progress.add_task(f"to {host}", total=packed.stat().st_size)
+        with progress(f"to {host}", packed.stat().st_size / 1e6, "MB") as step:
             stays = remote.install(
                 link, found, packed, manifest, file_digest(packed), typer.echo,
-                lambda sent, _: progress.update(bar, completed=sent),
+                lambda sent, _: step(sent / 1e6),
             )  # fmt: skip
         typer.echo(f"{host}: {manifest.runtime} {'installed' if stays else 'was rolled back'}")
         raise typer.Exit(0 if stays else 1)
@@ -174,11 +172,15 @@ def make(
         files = device_files(config, device, credentials=secrets)
         fleet = _fleet(config, device)
     extras = tuple({"infer", *extra, *(["train"] if with_torch else [])})
-    with tempfile.TemporaryDirectory(prefix="relief-bundle-") as scratch:
+    steps = progress(f"bundle for {to}", 3, "steps")
+    with tempfile.TemporaryDirectory(prefix="relief-bundle-") as scratch, steps as step:
+        step(0, "the project's wheel")
         if wheel is not None:
             look_into(wheel)
         project = wheel or build(Path(scratch) / "project")
+        step(1, "resolving and fetching wheels")
         wheels = gather(wanted, project, Path(scratch) / "wheels", extras=extras, lock=lock)
+        step(2, "packing, and reading it back")
         return pack(wanted, wheels, out, fleet=fleet, device=device or "", config=files)
 
 
