@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
 from broker_config.launcher import Broker, BrokerFailed
@@ -165,7 +165,7 @@ def _run(
                 raise typer.BadParameter(fallen)
             now = time.monotonic()
             if summary and summary["strategy"] == method:
-                live.update(fleet_panel(summary, title))
+                live.update(Group(_left(summary, first, now), fleet_panel(summary, title)))
                 if summary["phase"] == "training" and first is None:
                     first = now
                 good = (summary["scores"] or {}).get("held_out", 0.0) >= target
@@ -183,3 +183,12 @@ def _run(
         highlight=False,
     )
     return run
+
+
+def _left(summary: dict[str, Any], first: float | None, now: float) -> str:
+    """How long this method still takes: by the rounds that are done; by the clock where their number is not set."""
+    done, rounds = summary["round"] - 1, summary["rounds"]
+    if first is None or (rounds and done < 1):
+        return ""
+    left = (now - first) / done * (rounds - done) if rounds else FEDAVG_SECONDS - (now - first)
+    return f"about {max(0.0, left):.0f} s left"
