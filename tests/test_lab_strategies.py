@@ -18,6 +18,7 @@ from coordinator.work import Member, speed_from_flops
 from models.local import Local
 from models.partition import Vector, partition
 from models.spec import SHARED, InputSpec, Mode, ModelSpec
+from tools.coordinator import chosen
 
 SPEC = ModelSpec((InputSpec("chest", 2, 24), InputSpec("ecg", 1, 24)), 3, widths=(4, 8), bins=2, fusion=8, rank=4)
 LORA = ModelSpec(SPEC.inputs, 3, mode=Mode.LORA, widths=(4, 8), bins=2, fusion=8, rank=4)
@@ -206,3 +207,13 @@ def test_random_blocks_follow_the_seed_and_change_from_round_to_round() -> None:
 def test_sub_models_say_that_they_need_a_part() -> None:
     with pytest.raises(TypeError, match="does not say which part"):
         SubModels(SPEC, SETTINGS).plan(1, [FAST])
+
+
+def test_what_only_the_simulator_can_run_is_refused_by_a_real_coordinator() -> None:
+    alone = {name for name, cls in STRATEGIES.items() if cls.simulator_only}
+    assert {"fedbuff", "heterofl", "harmony", "mfedmc", "oracle", "fedsa-lora"} <= alone
+    assert {"relief", "fedavg", "fedprox", "flism", "relief-momentum-samples"} & alone == set()
+    for name in alone:
+        with pytest.raises(ValueError, match=rf"coordinator\.strategy: '{name}' runs in the simulator alone"):
+            chosen(name)
+    assert chosen("relief").name == "relief"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordinator.service import Coordinator
-from coordinator.strategies import strategy
+from coordinator.strategies import STRATEGIES, Strategy, strategy
 from coordinator.trackers import Tracker, Tracking
 from models.partition import Vector
 from models.spec import Mode, ModelSpec
@@ -101,11 +101,23 @@ def _prometheus(coordinator: Coordinator, where: str) -> Callable[[], None]:
     return end
 
 
+def chosen(name: str) -> type[Strategy]:
+    """The method that the file names. ValueError where nobody knows it or real devices cannot do their part of it."""
+    method = strategy(name)
+    if method.simulator_only:
+        real = ", ".join(sorted(known for known, cls in STRATEGIES.items() if not cls.simulator_only))
+        raise ValueError(
+            f"coordinator.strategy: {name!r} runs in the simulator alone (relief simulate --method {name}); "
+            f"choose one of {real}"
+        )
+    return method
+
+
 def build(file: File, memory: MemoryBroker | None = None) -> Coordinator:
     """A coordinator as the file describes it, over two connections of their own identities."""
     c = file.coordinator
     spec = file.model.spec(dataset(file.model.dataset))
-    method = strategy(c.strategy)(spec, c.settings())
+    method = chosen(c.strategy)(spec, c.settings())
     start, base, scales = _base(file.model.base, spec) if spec.mode is Mode.LORA else (None, None, None)
     return Coordinator(
         fleet=file.fleet,

@@ -18,6 +18,7 @@ class FedBuff(FedAvg):
     name = "fedbuff"
     source = "arXiv 2106.06639"
     absent = "fed as zeros and trained like the others"
+    simulator_only = True
     buffer: ClassVar[int] = 10
 
     def weight(self, staleness: int) -> float:

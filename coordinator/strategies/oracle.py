@@ -19,6 +19,7 @@ class Oracle(ReliefMomentumSamples):
     """
 
     name = "oracle"
+    simulator_only = True
     warm_up = 0
 
     def __init__(self, spec: Any, settings: Settings) -> None:

@@ -148,8 +148,9 @@ class FedEL(_ByDepth):
             self._importance = np.array([float(np.mean(moved))] * (self.depths - 1) + [seen[SHARED][0].norm ** 2])
 
     def state(self) -> dict[str, Any]:
-        return {"window": dict(self._window), "importance": self._importance.tolist()}
+        return {**super().state(), "window": dict(self._window), "importance": self._importance.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
         self._window = dict(state["window"])
         self._importance = np.array(state["importance"])

@@ -37,6 +37,8 @@ class SubModels(FedAvg):
     and tells what was `trained`.
     """
 
+    simulator_only = True
+
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         super().__init__(spec, settings)
         self.cut_ = partition(spec)

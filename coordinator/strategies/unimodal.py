@@ -44,6 +44,7 @@ class Unimodal(Strategy):
 
     absent = "not computed: every modality has a model of its own, trained by its owners alone"
     weighting = Weighting.SAMPLES
+    simulator_only = True
     selective: ClassVar[bool] = False  # whether devices wait to be told what to upload (`choose`)
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
