@@ -2,6 +2,6 @@
 
 MODULE = "coordinator.rounds"
 OLD = """\
-(self._all_in() or now >= self.deadline)"""
+closes = self._enough() or self._all_in() or now >= self.deadline"""
 NEW = """\
-self._all_in()"""
+closes = self._enough() or self._all_in()"""
