@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from models.partition import Vector
 
 log = logging.getLogger("relief.coordinator")
+
+WAITING = 4  # snapshots that may wait for their score
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,41 @@ class Scored:
 
 
 class Scorer:
-    """Calls `evaluate(snapshot)` in order and hands every result to `sink`, which must not block."""
+    """Calls `evaluate(snapshot)` in order and hands every result to `sink`, which must not block.
+
+    Where rounds are quicker than evaluation the oldest that wait are left out: a snapshot is a whole model, and they
+    must not pile up. The newest is never left out.
+    """
 
     def __init__(self, evaluate: Callable[[Snapshot], dict[str, float]], sink: Callable[[Scored], None]) -> None:
         self._evaluate, self._sink = evaluate, sink
-        self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._waiting: deque[Snapshot] = deque(maxlen=WAITING)
+        self._changed = threading.Condition()
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
     def submit(self, snapshot: Snapshot) -> None:
-        self._queue.put(snapshot)
+        with self._changed:
+            self._waiting.append(snapshot)
+            self._changed.notify()
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Finish what was submitted, for at most `timeout` seconds."""
-        self._queue.put(None)
+    def close(self, timeout: float) -> None:
+        """Score the newest snapshot that waits, for at most `timeout` seconds; it is what the run came to."""
+        with self._changed:
+            self._closing = True
+            while len(self._waiting) > 1:
+                self._waiting.popleft()
+            self._changed.notify()
         self._thread.join(timeout)
 
+    def _next(self) -> Snapshot | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return self._waiting.popleft() if self._waiting else None
+
     def _run(self) -> None:
-        while (snapshot := self._queue.get()) is not None:
+        while (snapshot := self._next()) is not None:
             try:
                 self._sink(Scored(snapshot.round, snapshot.at, self._evaluate(snapshot)))
             except Exception:  # a score that fails must not end the scores to come

@@ -169,7 +169,8 @@ class Coordinator:
 
     def _end(self) -> None:
         if self._scorer:
-            self._scorer.close()
+            # A run that came to its end waits for its last score; one that is interrupted ends.
+            self._scorer.close(30.0 if self.core.finished else 2.0)
             while not self._inbox.empty():
                 item = self._inbox.get()
                 if isinstance(item, Scored):
