@@ -17,7 +17,7 @@ from protocol.transport import Connected, Event, Received
 from protocol.waiting import take
 
 GATEWAY = "10.0.2.2"  # where qemu's own network shows the host
-PATIENCE = 400.0  # seconds until the birth; everything is translated instruction by instruction
+PATIENCE = 900.0  # seconds until the birth; everything is translated instruction by instruction
 NETWORK = "[Match]\nType=ether\n[Network]\nDHCP=yes\n"
 
 
