@@ -275,7 +275,10 @@ def test_a_board_makes_its_key_is_answered_and_speaks_over_mtls(broker: Broker, 
         pytest.skip(f"no mounts of one's own here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     own = etc / "relief/identity"
-    assert (own / "key.pem").stat().st_mode & 0o777 == 0o640
+    group = next(line for line in (etc / "group").read_text().splitlines() if line.startswith("relief:"))
+    for file in (own / "key.pem", own / "ca.pem", etc / "relief/device.toml"):
+        read = file.stat()
+        assert (read.st_mode & 0o777, read.st_gid) == (0o640, int(group.split(":")[2])), f"{file}: not the runtime's"
 
     add(site, own / "request.csr", devices=("wrist",))
     shutil.copy(site / "identities/ward/wrist/cert.pem", own / "cert.pem")
