@@ -11,6 +11,7 @@ from coordinator.defence import Defence
 from coordinator.quarantine import Limits
 from coordinator.robust import Robust, Rule
 from coordinator.rounds import Pace
+from coordinator.strategies import strategy
 from coordinator.strategies.base import Settings
 from models.local import Local
 from protocol.config import FilePath, Section
@@ -19,13 +20,16 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class TrainingConfig(Section):
-    """How devices train between two rounds."""
+    """How devices train between two rounds.
+
+    dropout    chance of a modality to sit out a local step; where it is not given, what the strategy is known to like
+    """
 
     learning_rate: Positive = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     batch: Annotated[int, Field(ge=1)] = 16
     epochs: Positive = 2.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     clip: Annotated[float, Field(ge=0)] = 2.0
     wire: Literal["<f4", "<f8", "<f2", "|i1"] = "<f4"
     double: bool = False
@@ -44,7 +48,7 @@ class CoordinatorConfig(Section):
     """
 
     folder: FilePath = Path("runs/relief")
-    strategy: str = "relief"
+    strategy: str = "relief-momentum-samples"
     rounds: Annotated[int, Field(ge=0)] = 0
     buffer: Annotated[int, Field(ge=0)] = 0
     staleness: Annotated[int, Field(ge=0)] = 0
@@ -63,14 +67,14 @@ class CoordinatorConfig(Section):
     strikes: Annotated[int, Field(ge=0)] = 3
 
     def settings(self) -> Settings:
-        """What strategies need to know."""
+        """What strategies need to know. ValueError for a strategy that nobody knows."""
         t = self.training
         local = Local(
             lr=t.learning_rate,
             momentum=t.momentum,
             batch=t.batch,
             seed=t.seed,
-            dropout=t.dropout,
+            dropout=strategy(self.strategy).dropout if t.dropout is None else t.dropout,
             clip=t.clip,
             double=t.double,
             wire=t.wire,

@@ -61,6 +61,7 @@ class Strategy:
     source: ClassVar[str]  # whose method it is
     absent: ClassVar[str]  # what it does with a modality that a device does not own
     weighting: ClassVar[Weighting] = Weighting.NOVA
+    dropout: ClassVar[float] = 0.0  # of modalities in local steps, where a fleet's configuration does not say
     simulator_only: ClassVar[bool] = False  # it asks of devices or their models what the protocol does not carry
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:

@@ -19,6 +19,7 @@ class Relief(Strategy):
     name = "relief"
     source = "arXiv 2604.04243"
     absent = "not computed, not sent, never touched"
+    dropout = 0.5
     signal: ClassVar[Signal] = Signal.WEIGHTED
     kappa: ClassVar[float] = 0.1
     choose: ClassVar[bool] = True  # whether blocks are chosen; otherwise everything owned is trained

@@ -98,7 +98,6 @@ def configuration(demo: Plan, folder: Path, broker: BrokerConfig, strategy: str,
         "[coordinator.training]",
         f"seed = {seed}",
         "clip = 2.0",  # without it zero-filled FedAvg can collapse at this learning rate
-        f"dropout = {0.3 if strategy == 'relief' else 0.0}",
     ]
     real = broker.transport == "mqtt"
     lines += fleet_sections(

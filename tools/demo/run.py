@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from broker_config.launcher import Broker, BrokerFailed
+from coordinator.config import CoordinatorConfig
 from protocol.config import BrokerConfig
 from protocol.memory import MemoryTransport
 from protocol.mqtt import MqttTransport
@@ -26,6 +27,8 @@ from tools.demo.threads import Threads
 from tools.panels import fleet_panel
 from tools.watch import Watch
 
+RELIEF, FEDAVG = "relief", "fedavg"
+STRATEGY = {RELIEF: CoordinatorConfig().strategy, FEDAVG: "fedavg"}
 FEDAVG_SECONDS = 75.0
 START_SECONDS = 90.0  # until eight interpreters have imported torch on a small machine
 
@@ -102,16 +105,16 @@ def _both(
 ) -> tuple[Run, Run]:
     """RELIEF, then FedAvg, on the same devices."""
     files = {
-        method: _write(demo, folder, meet, method, count, seed) for method, count in (("relief", rounds), ("fedavg", 0))
+        method: _write(demo, folder, meet, method, count, seed) for method, count in ((RELIEF, rounds), (FEDAVG, 0))
     }
-    page(console, parties, files["relief"], wanted=dashboard)
+    page(console, parties, files[RELIEF], wanted=dashboard)
     with Watch("demo", view) as watch:
         try:
             for device in demo.devices:
-                parties.device(device.id, files["relief"])
-            relief = _run(console, parties, watch, folder, "relief", files["relief"])
+                parties.device(device.id, files[RELIEF])
+            relief = _run(console, parties, watch, folder, RELIEF, files[RELIEF])
             best = relief.final("held_out")
-            fedavg = _run(console, parties, watch, folder, "fedavg", files["fedavg"], target=best)
+            fedavg = _run(console, parties, watch, folder, FEDAVG, files[FEDAVG], target=best)
         except BaseException:
             parties.stop_all()  # before anything else that takes time
             raise
@@ -138,7 +141,7 @@ def _broker(demo: Plan, folder: Path, secure: bool) -> Broker:
 
 def _write(demo: Plan, folder: Path, meet: BrokerConfig, method: str, rounds: int, seed: int) -> Path:
     path = folder / f"{method}.toml"
-    path.write_text(configuration(demo, (folder / method).resolve(), meet, method, rounds, seed=seed))
+    path.write_text(configuration(demo, (folder / method).resolve(), meet, STRATEGY[method], rounds, seed=seed))
     return path
 
 
@@ -152,7 +155,7 @@ def _run(
     target: float = 2.0,
 ) -> Run:
     """One method until its rounds are done; FedAvg for FEDAVG_SECONDS or until its held-out F1 reaches `target`."""
-    title = {"relief": "RELIEF", "fedavg": "FedAvg"}[method]
+    title = {RELIEF: "RELIEF", FEDAVG: "FedAvg"}[method]
     name = f"coordinator-{method}"
     parties.coordinator(name, file)
     began = time.monotonic()
@@ -164,16 +167,16 @@ def _run(
             if fallen := parties.fallen():
                 raise typer.BadParameter(fallen)
             now = time.monotonic()
-            if summary and summary["strategy"] == method:
+            if summary and summary["strategy"] == STRATEGY[method]:
                 live.update(Group(_left(summary, first, now), fleet_panel(summary, title)))
                 if summary["phase"] == "training" and first is None:
                     first = now
                 good = (summary["scores"] or {}).get("held_out", 0.0) >= target
-                if method == "fedavg" and first and (now - first > FEDAVG_SECONDS or good):
+                if method == FEDAVG and first and (now - first > FEDAVG_SECONDS or good):
                     break
             elif first is None and now - began > START_SECONDS:
                 raise typer.BadParameter(f"nothing began within {START_SECONDS:.0f} s; see {parties.folder}")
-            if method == "fedavg" and first and now - first > FEDAVG_SECONDS:
+            if method == FEDAVG and first and now - first > FEDAVG_SECONDS:
                 break
     parties.stop(name)
     run = Run.read(title, folder / method)
