@@ -27,6 +27,20 @@ class Spent:
     bytes_up: int
     bytes_down: int
 
+    @classmethod
+    def of(cls, device: LabDevice, flops: float, up: int, down: int) -> Spent:
+        """What so much arithmetic and so many bytes each way take this device; a rate of 0 is no limit."""
+        compute = flops / device.flops
+        return cls(
+            compute=compute,
+            down=down / device.down if device.down else 0.0,
+            up=up / device.rate if device.rate else 0.0,
+            latency=device.latency,
+            joules=device.watts * compute,
+            bytes_up=up,
+            bytes_down=down,
+        )
+
     @property
     def seconds(self) -> float:
         return self.latency + self.down + self.compute + self.up
@@ -80,15 +94,7 @@ def spent(
     downloads   blocks that it had to fetch
     compute_part, sent_part   of methods whose devices hold a part of the model
     """
-    compute = compute_part * work_flops(spec, costs, work, local, len(device.windows), resident=resident) / device.flops
+    flops = compute_part * work_flops(spec, costs, work, local, len(device.windows), resident=resident)
     up = int(sum(costs[block].bytes for block in work.steps) * WIRE[local.wire] / BYTES_PER_VALUE * sent_part)
     down = int(sum(costs[block].bytes for block in downloads) * sent_part)
-    return Spent(
-        compute=compute,
-        down=down / device.down if device.down else 0.0,
-        up=up / device.rate if device.rate else 0.0,
-        latency=device.latency,
-        joules=device.watts * compute,
-        bytes_up=up,
-        bytes_down=down,
-    )
+    return Spent.of(device, flops, up, down)

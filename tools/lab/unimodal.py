@@ -152,16 +152,7 @@ class UnimodalRun(Run):
         self.settled.add(device.id)
         up = int(sum(r.tasks[name].bytes for name in chosen) * WIRE[r.local.wire] / BYTES_PER_VALUE)
         down = sum(self._down(task, changed) for task in r.tasks.values())
-        compute = flops / device.flops
-        return Spent(
-            compute=compute,
-            down=down / device.down if device.down else 0.0,
-            up=up / device.rate if device.rate else 0.0,
-            latency=device.latency,
-            joules=device.watts * compute,
-            bytes_up=up,
-            bytes_down=down,
-        )
+        return Spent.of(device, flops, up, down)
 
     def _down(self, task: Task, changed: set[str]) -> int:
         """A modality's own model as a whole, if it has changed; a fusion network always, its encoders if changed."""
