@@ -1,7 +1,7 @@
 """Trains many devices at once: the local rule of models/local.py as batched tensor operations.
 
 Every (device, modality) pair is a unit; units with windows of equal shape are stacked, whatever else their devices
-own (lockstep.py). Windows are kept once and indexed, and what cannot change is computed once: features of
+own (units.py, lockstep.py). Windows are kept once and indexed, and what cannot change is computed once: features of
 frozen blocks per round, those of frozen encoders for good.
 """
 

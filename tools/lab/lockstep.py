@@ -15,156 +15,20 @@ import torch
 from torch import Tensor
 
 from models.contrast import supervised_contrast
-from models.local import Local, batches, hidden, kept, last_epoch
+from models.local import Local, batches, kept, last_epoch
 from models.partition import Vector
 from models.spec import SHARED, Mode
-from tools.lab.engine import Engine, Job, Table, Work
-from tools.lab.stacked import Layout, Tensors
-
-Chosen = slice | Tensor  # rows of a stack: the first ones, or an index
-Saved = list[tuple[Tensor, Tensor]]
-
-
-class _Trained:
-    """Stacked vectors under training, a row each: values, momentum and what limits them."""
-
-    def __init__(self, layout: Layout, bases: Sequence[Vector], masks: Sequence[Vector | None], local: Local) -> None:
-        dtype = torch.float64 if local.double else torch.float32
-        self.layout, self.local = layout, local
-        self.base = layout.stack(bases, dtype)
-        self.flat = self.base.clone()
-        self.velocity = torch.zeros_like(self.flat) if local.momentum else None
-        self.masks: Tensor | None = None
-        if any(mask is not None for mask in masks):
-            whole = np.ones(layout.size, np.float32)
-            self.masks = layout.stack([whole if mask is None else mask for mask in masks], dtype)
-
-    def complete(self, chosen: Chosen, gradient: Tensor) -> None:
-        """Add the proximal pull to the gradient, then hide what the mask hides."""
-        if self.local.prox:
-            gradient.add_(self.flat[chosen] - self.base[chosen], alpha=self.local.prox)
-        if self.masks is not None:
-            gradient.mul_(self.masks[chosen])
-
-    def descend(self, chosen: Chosen, gradient: Tensor) -> None:
-        """One step of SGD with heavy-ball momentum on the chosen rows."""
-        step = gradient
-        if self.velocity is not None:
-            if isinstance(chosen, slice):
-                step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
-            else:
-                step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
-                self.velocity.index_copy_(0, chosen, step)
-        if isinstance(chosen, slice):
-            self.flat[chosen].add_(step, alpha=-self.local.lr)
-        else:
-            self.flat.index_add_(0, chosen, step, alpha=-self.local.lr)
-
-    def deltas(self) -> Vector:
-        return self.layout.unstack(self.flat - self.base)
-
-
-class _Units(_Trained):
-    """The units of one table within a stack of jobs; `zero` ones see the row of zeros and need one row, not a batch.
-
-    Sorted by steps, so that without dropout the units of a step are the first ones.
-    """
-
-    def __init__(self, table: Table, jobs: Sequence[Job], pairs: list[tuple[int, str]], zero: bool, local: Local):
-        self.table, self.zero = table, zero
-        self.pairs = sorted(pairs, key=lambda pair: -jobs[pair[0]].steps.get(pair[1], 0))
-        super().__init__(
-            table.layout,
-            [jobs[j].base[m] for j, m in self.pairs],
-            [jobs[j].masks.get(m) for j, m in self.pairs],
-            local,
-        )
-        self.job = torch.tensor([j for j, _ in self.pairs])
-        self.steps = np.array([jobs[j].steps.get(m, 0) for j, m in self.pairs])
-        self.totals = np.array([jobs[j].total for j, _ in self.pairs])
-        members = [table.names.index(m) for _, m in self.pairs]
-        self.offset = torch.tensor([table.zero_rows[n] if zero else table.offsets[n] for n in members])
-        self.zero_row = torch.tensor([table.zero_rows[n] for n in members])
-        unseen = [hidden(local, job.device, job.round, table.spec.ordered(job.owned)) for job in jobs]
-        self.hides = torch.tensor([m in unseen[j] for j, m in self.pairs])
-        self.frozen: Tensor | None = None
-        if table.frozen is not None and table.fused is None:
-            self.frozen = table.frozen[torch.tensor(members)].to(self.flat.dtype)
-        counts = [1 if zero else len(jobs[j].windows) for j, _ in self.pairs]
-        self.start = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])[:-1])
-        self.kept_rows = int(sum(counts))
-        self.kept: Tensor | None = None  # (rows, d [+ rank]) what frozen blocks contribute, unit after unit
-
-    def rows(self, chosen: Chosen, windows: Tensor, batch: int) -> Tensor:
-        """Rows of the table for these units: (units, batch), or (units, 1) where the input is zero.
-
-        What `windows` has behind `batch` is the second view, in which hidden units read the row of zeros.
-        """
-        offset = self.offset[chosen].unsqueeze(1)
-        if self.zero:
-            return offset
-        rows = windows[self.job[chosen]] + offset
-        if rows.shape[1] > batch:
-            zeros, hides = self.zero_row[chosen].unsqueeze(1), self.hides[chosen].unsqueeze(1)
-            rows[:, batch:] = torch.where(hides, zeros, rows[:, batch:])
-        return rows
-
-    def gather(self, values: Tensor, rows: Tensor) -> Tensor:
-        found = values.index_select(0, rows.reshape(-1)).to(self.flat.dtype)
-        return found.view(*rows.shape, *values.shape[1:])
-
-    def contribute(self, chosen: Chosen, flat: Tensor, rows: Tensor) -> _Forward:
-        """Forward pass of units with the weights `flat` on these rows of the table."""
-        weights = self.table.layout.views(flat)
-        effective: Tensors = weights
-        saved: Saved = []
-        if self.table.features is not None:
-            h = self.gather(self.table.features, rows)
-        else:
-            if self.frozen is not None:
-                effective = self._adapted(self.frozen[chosen], weights)
-            h, saved = self.table.encoder.forward(effective, self.gather(self.table.x, rows))
-        if self.table.fused is not None:
-            fused = self.gather(self.table.fused, rows)
-        else:
-            fused = torch.bmm(h, effective["fusion"])
-        low = torch.bmm(h, weights["lora_a"]) if "lora_a" in weights else None
-        return _Forward(weights, effective, h, fused, low, saved)
-
-    def _adapted(self, frozen: Tensor, weights: Tensors) -> Tensors:
-        """Frozen convolutions with their low-rank adapters added."""
-        base = self.table.frozen_layout.views(frozen)
-        for i in range(len(self.table.spec.widths)):
-            name = f"{i}.weight"
-            base[name] = torch.baddbmm(base[name], weights[f"{i}.down"], weights[f"{i}.up"])
-        return base
-
-
-@dataclass
-class _Forward:
-    """One group's forward pass: h (units, rows, d_m), its share of z (units, rows, d) and of A h (units, rows, r)."""
-
-    weights: Tensors
-    effective: Tensors  # weights with adapters applied
-    h: Tensor
-    fused: Tensor
-    low: Tensor | None
-    saved: Saved
-
-
-def _add(forward: _Forward, job: Tensor, z: Tensor, low: Tensor | None) -> None:
-    """Add the units' shares to those of their jobs; one row stands for all where the input is zero."""
-    z.index_add_(0, job, forward.fused.expand(len(job), *z.shape[1:]))
-    if low is not None and forward.low is not None:
-        low.index_add_(0, job, forward.low.expand(len(job), *low.shape[1:]))
+from tools.lab.engine import Engine, Job, Work
+from tools.lab.stacked import Tensors
+from tools.lab.units import Chosen, Forward, Trained, Units, add
 
 
 @dataclass
 class _Step:
-    units: _Units
+    units: Units
     chosen: Chosen
     job: Tensor
-    forward: _Forward
+    forward: Forward
     gradient: Tensor = field(init=False)
 
 
@@ -181,7 +45,7 @@ class Stack:
         self.last_epoch = np.array([last_epoch(local, len(job.windows), job.total) for job in jobs])
         self._draw()
         self.groups = self._group()
-        self.shared = _Trained(
+        self.shared = Trained(
             engine.shared, [job.base[SHARED] for job in jobs], [job.masks.get(SHARED) for job in jobs], local
         )
         self.shared_steps = np.array([job.steps.get(SHARED, 0) for job in jobs])
@@ -220,17 +84,17 @@ class Stack:
             if (group.steps < group.totals).any():
                 raise ValueError("contrast and distil need every present block trained in every step of the round")
 
-    def _group(self) -> list[_Units]:
+    def _group(self) -> list[Units]:
         pairs: dict[tuple[tuple[int, int], bool], list[tuple[int, str]]] = {}
         for j, names in enumerate(self.present):
             for m in names:
                 i = self.spec.input(m)
                 pairs.setdefault(((i.channels, i.samples), m not in self.jobs[j].owned), []).append((j, m))
-        groups = [_Units(self.engine.shapes[s], self.jobs, p, zero, self.local) for (s, zero), p in pairs.items()]
+        groups = [Units(self.engine.shapes[s], self.jobs, p, zero, self.local) for (s, zero), p in pairs.items()]
         self.taking_part = [self._participation(group) for group in groups]
         return groups
 
-    def _participation(self, group: _Units) -> npt.NDArray[np.bool_]:
+    def _participation(self, group: Units) -> npt.NDArray[np.bool_]:
         """(steps, units): which units are there in each step."""
         there = group.totals[None, :] > np.arange(self.tmax)[:, None]
         if self.keep:
@@ -291,7 +155,7 @@ class Stack:
                 chosen: Chosen = slice(0, len(live)) if whole else torch.from_numpy(live)
                 job, flat = group.job[chosen], group.flat[chosen]
                 forward = group.contribute(chosen, flat, group.rows(chosen, self.windows[t], self.local.batch))
-                _add(forward, job, z, low)
+                add(forward, job, z, low)
                 steps.append(_Step(group, chosen, job, forward))
             if len(still):
                 self._add_frozen(group, torch.from_numpy(still), self.positions[t], z, low)
@@ -305,7 +169,7 @@ class Stack:
             chosen = torch.from_numpy(np.flatnonzero(there[t]))
             if len(chosen):
                 rows = group.rows(chosen, self.windows[t, :, : self.local.batch], self.local.batch)
-                _add(group.contribute(chosen, group.base[chosen], rows), group.job[chosen], z, low)
+                add(group.contribute(chosen, group.base[chosen], rows), group.job[chosen], z, low)
         self._joined(shared, z, low)
         return torch.baddbmm(shared["head.bias"].unsqueeze(1), torch.relu(z), shared["head.weight"]).softmax(2)
 
@@ -398,7 +262,7 @@ class Stack:
         for step in steps:
             step.units.descend(step.chosen, step.gradient)
 
-    def _freeze(self, group: _Units, ending: npt.NDArray[np.int64]) -> None:
+    def _freeze(self, group: Units, ending: npt.NDArray[np.int64]) -> None:
         """Keep what blocks contribute whose weights will not change again this round."""
         for u in ending:
             one = torch.tensor([u])
@@ -411,7 +275,7 @@ class Stack:
                 group.kept = both.new_zeros(group.kept_rows, both.shape[1])
             group.kept[int(group.start[u]) : int(group.start[u]) + len(both)] = both
 
-    def _add_frozen(self, group: _Units, chosen: Tensor, positions: Tensor, z: Tensor, low: Tensor | None) -> None:
+    def _add_frozen(self, group: Units, chosen: Tensor, positions: Tensor, z: Tensor, low: Tensor | None) -> None:
         assert group.kept is not None
         job = group.job[chosen]
         rows = group.start[chosen].unsqueeze(1)
