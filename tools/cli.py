@@ -65,8 +65,10 @@ def main() -> None:
         # click knows terminals, and not this wish; rich knows both.
         build([asked] if asked in VERBS else VERBS)(color=False if os.environ.get("NO_COLOR") else None)
     except KeyboardInterrupt:  # before or after the verb itself, which ends so by itself
-        print("relief: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        print("relief: interrupted", file=sys.stderr, flush=True)
+        # Where it came within exec() of a string, as dataclasses do while they are imported, CPython remembers it as
+        # unhandled and would end an ordinary exit by the signal after all.
+        os._exit(130)
     except Exception as error:
         from tools.exit_codes import tell
 
