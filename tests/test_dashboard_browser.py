@@ -257,6 +257,7 @@ def test_a_real_fleet_appears_learns_loses_a_device_gets_it_back_and_is_paused(
         visitor.page.get_by_role("button", name="Pause").click()
         visitor.page.get_by_role("button", name="Yes, pause").click()
         visitor.until("document.querySelector('#headline').textContent.endsWith('paused')")
+        visitor.page.wait_for_timeout(5000)  # a round that was open when it was paused comes to its end
         held = visitor.page.evaluate(round_is)
         visitor.page.wait_for_timeout(1500)
         assert visitor.page.evaluate(round_is) == held
