@@ -54,11 +54,9 @@ class Scorer:
             self._changed.notify()
 
     def close(self, timeout: float) -> None:
-        """Score the newest snapshot that waits, for at most `timeout` seconds; it is what the run came to."""
+        """Score what still waits, for at most `timeout` seconds."""
         with self._changed:
             self._closing = True
-            while len(self._waiting) > 1:
-                self._waiting.popleft()
             self._changed.notify()
         self._thread.join(timeout)
 

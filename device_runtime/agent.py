@@ -179,7 +179,7 @@ class Agent:
             self._backlog.all_due(now, spread=1.0, anew=fresh)
             actions.append(self._tell_birth(now))
         if fresh:
-            actions += _stop(self._docket.renew(event.epoch, self._backlog))
+            actions += _stop(self._docket.renew(event.epoch, self._backlog, first=before is None))
         return actions
 
     def _adopt(self, plain: Mapping[str, object]) -> list[Action]:

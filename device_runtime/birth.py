@@ -10,6 +10,7 @@ from protocol.messages import BlockSpeed, Status
 
 NEWS = 0.2  # relative change of a block's seconds or of the watts that is worth a birth
 GROWTH = 0.1  # relative change of the number of windows that is
+REST = 5.0  # seconds without a further change after which any number of windows is told
 PAUSE = 2.0  # seconds between births that only bring other numbers
 
 
@@ -18,13 +19,17 @@ class Birth:
 
     def __init__(self, status: Status) -> None:
         self.status = status
-        self.due = math.inf
+        self._due = self._rested = math.inf
         self._told_at, self._windows = -math.inf, 0
         self._speed: Mapping[str, BlockSpeed] = status.speed
 
+    @property
+    def due(self) -> float:
+        return min(self._due, self._rested)
+
     def tell(self, now: float) -> Status:
         """The certificate, told now."""
-        self._told_at, self.due = now, math.inf
+        self._told_at, self._due, self._rested = now, math.inf, math.inf
         self._windows, self._speed = self.status.windows, self.status.speed
         return self.status
 
@@ -35,6 +40,9 @@ class Birth:
         self.status = self.status.model_copy(update=new)
         if abs(event.windows - self._windows) > GROWTH * self._windows:
             self._soon(now)
+        # Sensors that go on are told of by tenths. A recording that has ended is told of as it is: the fleet's
+        # normalisation and the shares of its mean are made of these numbers.
+        self._rested = now + REST if event.windows != self._windows else math.inf
         return before != self.status.modalities
 
     def measured(self, event: Profiled, now: float) -> None:
@@ -42,7 +50,7 @@ class Birth:
         speed = event.speed
         self.status = self.status.model_copy(update={"speed": dict(speed), "accelerator": event.accelerator})
         if _moved(self._speed, speed):
-            self.due = now
+            self._due = now
 
     def powered(self, event: Power, now: float) -> None:
         """Take in what is known of the power source."""
@@ -57,10 +65,10 @@ class Birth:
         """Take in by which registered version it predicts."""
         if version != self.status.release:
             self.status = self.status.model_copy(update={"release": version})
-            self.due = now
+            self._due = now
 
     def _soon(self, now: float) -> None:
-        self.due = min(self.due, max(now, self._told_at + PAUSE))
+        self._due = min(self._due, max(now, self._told_at + PAUSE))
 
 
 def _moved(told: Mapping[str, BlockSpeed], now: Mapping[str, BlockSpeed]) -> bool:

@@ -77,11 +77,15 @@ class Docket:
             self.done.popitem(last=False)
         return job
 
-    def renew(self, epoch: int, unanswered: Container[str]) -> str:
+    def renew(self, epoch: int, unanswered: Container[str], *, first: bool) -> str:
         """Another life of the coordinator, which may number its assignments anew: only what it still has to answer
-        stays done. Returns the assignment whose training has to be stopped, or nothing."""
+        stays done. Returns the assignment whose training has to be stopped, or nothing.
+
+        first    it is the first that is heard of: what it has assigned before keeps its order
+        """
         self.done = OrderedDict((a, u) for a, u in self.done.items() if u in unanswered)
-        self._newest = (epoch, 0)
+        held = [job.assignment for job in (self.waiting, self.training) if job and first]
+        self._newest = (epoch, max((a.round for a in held if a.epoch == epoch), default=0))
         if self.waiting and self.waiting.assignment.epoch < epoch:
             self.waiting = None
         return self._stop() if self.training and self.training.assignment.epoch != epoch else ""

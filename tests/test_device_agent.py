@@ -503,6 +503,18 @@ def test_windows_that_trickle_in_do_not_flood_the_broker_with_births():
     assert births(feed(a, Tick(), now=now + 2.0)) == [] or a.status.windows == 399
 
 
+def test_a_small_change_of_windows_is_told_once_they_rest():
+    a = ready(agent(windows=0))
+    told = births(feed(a, SensorsChanged({"wrist": 3}, 100, {}), now=10.0))
+    told += births(feed(a, Tick(), now=13.0))
+    assert [status.windows for status in told][-1:] == [100]
+    assert births(feed(a, SensorsChanged({"wrist": 3}, 104, {}), now=20.0)) == []
+    assert births(feed(a, SensorsChanged({"wrist": 3}, 108, {}), now=23.0)) == []
+    assert births(feed(a, Tick(), now=26.0)) == []
+    (rested,) = births(feed(a, Tick(), now=28.0))
+    assert rested.windows == 108
+
+
 # -- everything at once --------------------------------------------------------------------------------------
 
 
