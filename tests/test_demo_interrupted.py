@@ -34,6 +34,11 @@ def marked(mark: bytes) -> list[str]:
     return found
 
 
+def hears_interrupts() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and everything below inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 # What the demo has said when it is interrupted; how many processes run then at least.
 MOMENTS = {"importing": ("", 1), "devices": ("Live page", 9), "fedavg": ("RELIEF: ", 10)}
 
@@ -49,6 +54,7 @@ def test_ctrl_c_ends_every_process_within_three_seconds(moment: str, tmp_path: P
         demo = subprocess.Popen(
             [sys.executable, "-m", "tools.cli", *options],
             cwd=ROOT, env={**os.environ, key: value}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=hears_interrupts,
         )  # fmt: skip
     try:
         end = time.monotonic() + 200
