@@ -67,8 +67,12 @@ class Visitor:
         return str(self.page.inner_text(selector))
 
     def until(self, expression: str) -> None:
-        """Wait for a JavaScript expression to hold."""
-        self.page.wait_for_function(expression)
+        """Wait for a JavaScript expression to hold. AssertionError with what the page says instead."""
+        try:
+            self.page.wait_for_function(expression)
+        except Exception as error:
+            said = self.page.inner_text("body")
+            raise AssertionError(f"{expression} does not hold ({error}); the page says:\n{said}") from None
 
     def close(self) -> None:
         self.context.close()

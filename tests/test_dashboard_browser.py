@@ -241,7 +241,7 @@ def test_a_real_fleet_appears_learns_loses_a_device_gets_it_back_and_is_paused(
     browser: Any, broker: Broker, fleet: str, real: tuple[Path, dict[str, subprocess.Popen[bytes]]]
 ) -> None:
     config, running = real
-    with served(fleet, broker.port, "--control") as address:
+    with served(fleet, broker.port, "--control", "--operator", "steering") as address:
         visitor = Visitor(browser, address)
         visitor.page.set_default_timeout(60_000)  # processes that import torch on a busy machine
         visitor.open()
@@ -284,7 +284,7 @@ def processor_seconds(mark: str) -> float:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor time from /proc")
 def test_a_thousand_devices_change_every_second_and_the_page_stays_fluid(browser: Any, broker: Broker) -> None:
     name = f"thousand{os.getpid()}"
-    with served(name, broker.port) as address:
+    with served(name, broker.port, "--operator", "many") as address:
         many = SyntheticCoordinator(name, MqttTransport(BrokerConfig(port=broker.port), f"coordinator-{name}"), 1000)
         many.fleet.open()
         many.say()
