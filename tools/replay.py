@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ from protocol.waiting import take
 from sensors.locate import NAMES, find
 from sensors.replay import ReplaySource
 from sensors.wire import ABOUT, about, encode
+from tools.shown import progress
 
 CONNECT_S = 30.0
 CONGESTED_S = 0.005  # pause before a publish that the broker had no room for is tried again
@@ -48,9 +49,17 @@ class Config(Party):
 
 
 def publish_all(
-    source: ReplaySource, transport: Transport, prefix: str, activities: Sequence[str], stop: threading.Event
+    source: ReplaySource,
+    transport: Transport,
+    prefix: str,
+    activities: Sequence[str],
+    stop: threading.Event,
+    told: Callable[[float], None] = lambda seconds: None,
 ) -> Played:
-    """Play an unopened source onto <prefix>/<modality> until it ends or `stop` is set. The transport is open."""
+    """Play an unopened source onto <prefix>/<modality> until it ends or `stop` is set. The transport is open.
+
+    told    called after every piece with the seconds of recording played so far
+    """
     transport.publish(f"{prefix}/{ABOUT}", about(source.modalities, activities), retain=True)
     played = Played()
     source.open()
@@ -68,6 +77,7 @@ def publish_all(
             played.late.append(time.monotonic() - due)
         played.pieces += 1
         played.seconds += len(samples) / samples.rate_hz
+        told(played.seconds)
     source.close()
     return played
 
@@ -153,7 +163,11 @@ def replay(
     began = time.monotonic()
     try:
         wait_for(events, broker.where, CONNECT_S)
-        played = publish_all(source, transport, where, found.dataset.activities, stop)
+        with progress("playing") as step:
+            played = publish_all(
+                source, transport, where, found.dataset.activities, stop,
+                lambda seconds: step(None, f"{seconds:.0f} s of recording"),
+            )  # fmt: skip
     finally:
         transport.close()
     print(headline(played, time.monotonic() - began))
