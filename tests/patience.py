@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-ORDINARY_S = 0.05  # twice what a million turns of a bare loop take on an idle core of 2022
+ORDINARY_S = 0.05  # a million turns of a bare loop; 0.08 was seen on a machine that was slow in everything
 
 
 def slowness(tries: int = 3) -> float:

@@ -44,8 +44,8 @@ class Relief(Strategy):
                 steps = self.allot(w, utility, budget, self.cap(member), forced[member.id])
             else:
                 steps = everything(w, budget, self.cap(member))
-            # Without a step on a block of its own a device sits out: the head would only follow the few modalities
-            # of slow devices (lora with adapters, four of five units frozen: the rare modality lost 2 to 10 points).
+            # Without a step on a block of its own a device sits out: the head alone would follow the few modalities
+            # of slow devices (docs/decisions/0007).
             if steps.keys() - {SHARED}:
                 plans[member.id] = self.planned(w, steps, budget)
         return plans
