@@ -137,7 +137,7 @@ def test_real_processes_and_the_simulated_fleet_learn_the_same_from_the_same_dat
     # Full rounds of everybody leave nothing to the clock: both came to the same model, but for rounding.
     for method in plan.methods:
         wall, virtual = (
-            [float(r["held_out"]) for r in rows if (r["method"], r["clock"]) == (method, clock)]
+            {int(r["round"]): float(r["held_out"]) for r in rows if (r["method"], r["clock"]) == (method, clock)}
             for clock in ("wall", "simulated")
         )
         assert len(wall) == len(virtual) == 4

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tools.parent import end_with_parent
+
 if TYPE_CHECKING:
     import typer
 
@@ -61,6 +63,7 @@ def build(verbs: Iterable[str]) -> typer.Typer:
 def main() -> None:
     """Entry point of the command; errors that a user can mend are one line, with the page that says what to do."""
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    end_with_parent()
     try:
         # click knows terminals, and not this wish; rich knows both.
         build([asked] if asked in VERBS else VERBS)(color=False if os.environ.get("NO_COLOR") else None)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-PR_SET_PDEATHSIG = 1
+from tools.parent import PARENT
+
 PAGE = "dashboard"
 NICE = 15  # of the page
 PATIENCE = 2.0  # seconds between SIGTERM and SIGKILL
@@ -44,8 +44,12 @@ class Processes:
         """Start a coordinator process."""
         self._start(name, "coordinator", "run", "--config", str(file))
 
-    def _start(self, name: str, *arguments: str, before: Callable[[], None] | None = None) -> None:
-        """Run `relief ARGUMENTS`; Ctrl-C on the terminal reaches only us, and we end it."""
+    def _start(self, name: str, *arguments: str, nice: int = 0) -> None:
+        """Run `relief ARGUMENTS`; Ctrl-C on the terminal reaches only us, and we end it.
+
+        No preexec_fn: Ctrl-C within the hooks that Python then runs around fork is swallowed, and one of them would
+        keep the lock of logging for ever.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "tools.cli", *arguments],
@@ -53,14 +57,15 @@ class Processes:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=before or _die_with_parent,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", PARENT: str(os.getpid())},
             )
+        if nice:
+            os.setpriority(os.PRIO_PROCESS, self._running[name].pid, nice)
 
     def page(self, file: Path, port: int) -> None:
         """Start the live page: it gives way to the fleet whenever both want the processor."""
         options = ("--config", str(file), "--port", str(port), "--operator", "demo", "--control")
-        self._start(PAGE, "dashboard", *options, before=_give_way)
+        self._start(PAGE, "dashboard", *options, nice=NICE)
 
     def stop_all(self) -> None:
         """End everything at once and soon: the patience is spent once, not once for each."""
@@ -104,17 +109,6 @@ def _signal(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:
     for number in signals:
         if process.poll() is None:
             process.send_signal(number)
-
-
-def _give_way() -> None:
-    os.nice(NICE)
-    _die_with_parent()
-
-
-def _die_with_parent() -> None:
-    """In the child: end when the demo ends, even if that is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def shares(logs: Path, devices: Iterable[str]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -105,15 +106,15 @@ def measure(experiment: Experiment, folder: Path, say: Say = print) -> Measured:
         with Births(meet) as births:
             clock = 0.0
             for n, cell in enumerate(cells):
+                until = experiment.methods[cell.method].until
+                rounds = experiment.rounds["full"] if cell.method == experiment.reference or not until else 0
                 file = folder / f"{cell.method}.toml"
-                file.write_text(configuration(experiment, cell, where, folder / cell.method, meet))
+                file.write_text(configuration(experiment, cell, where, folder / cell.method, meet, rounds))
                 if n == 0:
                     for device in where.devices:
                         parties.device(device.id, file)
                     _gather(parties, births, where)
-                until = experiment.methods[cell.method].until
-                rounds = experiment.rounds["full"] if cell.method == experiment.reference or not until else 0
-                run = _one(parties, births, cell, folder / cell.method, rounds, until * clock)
+                run = _one(parties, births, cell, folder / cell.method, until * clock if not rounds else inf)
                 clock = clock or run.seconds
                 results.append(result(cell, where, run))
                 record += run.rounds if n == 0 else []
@@ -159,8 +160,8 @@ def _world(e: Experiment) -> World:
     return where
 
 
-def _one(parties: Processes, births: Births, cell: Cell, folder: Path, rounds: int, until: float) -> Run:
-    """One method: so many rounds, or until so many seconds of wall clock where `rounds` is 0; all of them scored."""
+def _one(parties: Processes, births: Births, cell: Cell, folder: Path, until: float) -> Run:
+    """One method until its coordinator has done its rounds, or for so many seconds of wall clock; then its scores."""
     name, began, record = f"coordinator-{cell.method}", time.monotonic(), folder / "metrics.jsonl"
     if record.is_file():
         raise RuntimeError(f"{folder} holds a run already: measure into a fresh folder")
@@ -171,22 +172,29 @@ def _one(parties: Processes, births: Births, cell: Cell, folder: Path, rounds: i
         if fallen := parties.fallen():
             raise RuntimeError(fallen)
         run, now = Run.read(cell.method, folder) if record.is_file() else Run(cell.method, [], []), time.monotonic()
+        if parties.ended(name):  # it has scored its last round
+            break
         if not run.rounds:
             if now - began > START_SECONDS:
                 raise RuntimeError(f"no round was done within {START_SECONDS:.0f} s; see {parties.folder}")
-        elif not paused and (len(run.rounds) >= rounds if rounds else run.seconds >= until):
+        elif not paused and run.seconds >= until:
             births.ask("pause")  # scoring may be behind the rounds
             paused = now
-        elif paused and (len(run.scores) >= len(run.rounds) or now - paused > SCORE_SECONDS):
+        elif paused and (_scored(run) or now - paused > SCORE_SECONDS):
             break
     parties.stop(name)
-    return Run(cell.method, *_cut(run, rounds, until))
+    return Run(cell.method, *_cut(Run.read(cell.method, folder), until))
 
 
-def _cut(run: Run, rounds: int, until: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _scored(run: Run) -> bool:
+    """Whether nothing waits for its score: where rounds are quicker some are left out, but never the last."""
+    return bool(run.scores) and run.scores[-1]["round"] >= run.rounds[-1]["round"]
+
+
+def _cut(run: Run, until: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rounds and scores without what came while the coordinator was asked to pause."""
     zero = run.rounds[0]["began"]
-    kept = run.rounds[:rounds] if rounds else [r for r in run.rounds if r["ended"] - zero <= until] or run.rounds[:1]
+    kept = [r for r in run.rounds if r["ended"] - zero <= until] or run.rounds[:1]
     return kept, [s for s in run.scores if s["round"] <= kept[-1]["round"]]
 
 
@@ -209,8 +217,8 @@ def _gather(parties: Processes, births: Births, where: World) -> None:
             raise RuntimeError(f"{d.id} holds {held[d.id]} training windows, its simulated twin {len(d.windows)}")
 
 
-def configuration(e: Experiment, cell: Cell, where: World, folder: Path, broker: BrokerConfig) -> str:
-    """The fleet and one method as a configuration file of the product."""
+def configuration(e: Experiment, cell: Cell, where: World, folder: Path, broker: BrokerConfig, rounds: int) -> str:
+    """The fleet and one method as a configuration file of the product; 0 rounds end when somebody says so."""
     method, model = e.methods[cell.method], e.model
     local = e.settings(method, cell.rate, cell.seed).local
     lines = [
@@ -230,7 +238,7 @@ def configuration(e: Experiment, cell: Cell, where: World, folder: Path, broker:
         "[coordinator]",
         f'folder = "{folder.resolve()}"',
         f'strategy = "{method.strategy}"',
-        "rounds = 0",  # it is told when to stop
+        f"rounds = {rounds}",
         f"expect = {len(where.devices)}",
         "gather = 120",
         f"deadline = {_quoted(method.deadline)}",
