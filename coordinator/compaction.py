@@ -8,19 +8,21 @@ import msgpack
 
 from coordinator.segment import Draft, Place, Segment, sync_directory
 
+MANY = 16  # small segments: fewer cost nothing, while copying them does
 _COPY = 16 * 1024 * 1024  # bytes copied between two fdatasyncs
 
 
 def runs(
     sealed: Sequence[Segment], held: Mapping[Segment, Sequence[int]], total: Mapping[Segment, int], full: int
 ) -> Iterator[list[Segment]]:
-    """Neighbouring segments to write anew as one: those with records to drop, and small ones beside them.
+    """Neighbouring segments to write anew as one: those with records to drop, and small ones where they are many.
 
     held   positions to keep, of each sealed segment;  total  records in it now;  full  bytes of a full segment
     """
+    small = {segment for segment in sealed if segment.size < full // 4}
     run: list[Segment] = []
     for segment in sealed:
-        if _worn(segment, held, total) or segment.size < full // 4:
+        if _worn(segment, held, total) or (segment in small and len(small) > MANY):
             run.append(segment)
             continue
         yield from _worth(run, held, total)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import numpy as np
 
 from coordinator.quarantine import Held, Limits, Quarantine
 from models.local import effective_steps
+from models.partition import Vector
 from protocol.messages import Update
 
 COHORT = 3  # updates of a round from which a median says something
@@ -41,8 +43,7 @@ class Defence:
         for block, work in update.blocks.items():
             if not work.steps:
                 continue  # the round core says what is wrong with that
-            values = work.delta.array().astype(np.float64)
-            length = float(np.sqrt(values @ values)) / effective_steps(work.steps, self._momentum)
+            length = norm(work.delta.array()) / effective_steps(work.steps, self._momentum)
             usual = self.medians.get(block, 0.0) if self._rounds[block] >= WARM_UP else 0.0
             if asked:
                 self._round[block][update.device] = length
@@ -71,3 +72,15 @@ class Defence:
         if self.quarantine is None or reason.startswith(INNOCENT):
             return None
         return self.quarantine.refused(device, reason.split(":")[0], now)
+
+
+def norm(values: Vector) -> float:
+    """Euclidean length, in single precision where that does not overflow: no copy of the values is made then."""
+    if values.dtype.itemsize < 4:
+        values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        square = float(np.dot(values, values))
+    if not math.isfinite(square):
+        wide = values.astype(np.float64)
+        square = float(np.dot(wide, wide))
+    return math.sqrt(square)

@@ -31,6 +31,7 @@ from coordinator.compaction import copied, runs
 from coordinator.segment import Damage, Draft, Place, Segment, sync_directory
 
 SEGMENT = 64 * 1024 * 1024  # bytes after which the next batch begins a new segment
+WHOLE = 1024 * 1024  # bytes of a segment worth a file of its own at a compaction: the next need not copy it
 MAX_HEADER = 16 * 1024 * 1024
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -286,7 +287,7 @@ class Journal:
         """
         with self._compacting:
             before = self.size
-            self._roll_if_worn(keep)
+            self._seal(keep)
             with self._state:
                 sealed = self._segments[:-1]
                 held: dict[Segment, list[int]] = {segment: [] for segment in sealed}
@@ -302,11 +303,13 @@ class Journal:
                 self._merge(run, [position for segment in run for position in held[segment]])
             return max(0, before - self.size)
 
-    def _roll_if_worn(self, keep: Callable[[Record], bool]) -> None:
-        """Seal the last segment if it holds a record to drop."""
+    def _seal(self, keep: Callable[[Record], bool]) -> None:
+        """Begin a new segment where the last holds a record to drop, or enough that is better dropped as a whole."""
         with self._writing:
             last = self._segments[-1]
-            worn = any(not keep(record) for record in self.records(last.first) if record.position in self._index)
+            worn = last.size >= WHOLE or any(
+                not keep(record) for record in self.records(last.first) if record.position in self._index
+            )
             if worn:
                 try:
                     self._roll()

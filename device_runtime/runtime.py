@@ -203,6 +203,8 @@ class Runtime:
         if now >= self._health_at:
             self._health_at = now + HEALTH
             self._tell(Health(self.condition.look()))
+            self.outbox.secure()
+            self.hands.say_problem()
         if now >= self._telemetry_at:
             self._telemetry_at = now + self.config.telemetry
             self._report()
@@ -269,3 +271,4 @@ class Runtime:
         death = Status(online=False, boot=self.boot, reason=reason)
         self._transport.publish(self.topics.device(self.config.id, "status"), death.encode(), retain=True)
         self._transport.close()
+        self.outbox.secure()

@@ -77,9 +77,39 @@ def test_a_torn_or_damaged_file_is_never_taken_for_an_update(tmp_path_factory, c
 def test_a_file_that_is_damaged_while_we_run_is_noticed_when_it_is_read(tmp_path):
     box = Outbox(tmp_path)
     box.put("u", "1.1", b"x" * 50)
-    next(tmp_path.glob("*.update")).write_bytes(b"nothing")
+    file = next(tmp_path.glob("*.update"))
+    box.put("v", "1.2", b"y")  # only the newest is still in memory
+    file.write_bytes(b"nothing")
     assert box.body("u") is None
-    assert len(box) == 0
+    assert [e.update for e in box.entries] == ["v"]
+
+
+def test_only_what_stays_is_synced_and_only_once(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
+    box = Outbox(tmp_path)
+    box.put("u", "1.1", b"x")
+    box.put("v", "1.2", b"y")
+    box.remove("u")
+    assert synced == []
+    box.secure()
+    assert synced == [str(next(tmp_path.glob("*.update"))), str(tmp_path)]
+    box.secure()
+    assert len(synced) == 2
+
+
+def test_a_disk_that_fails_while_updates_are_made_durable_is_told_and_tried_again(tmp_path, monkeypatch):
+    def fails(handle):
+        raise OSError(5, "Input/output error")
+
+    box = Outbox(tmp_path)
+    box.put("u", "1.1", b"x")
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", fails)
+        box.secure()
+    assert "Input/output error" in box.problem
+    box.secure()
+    assert box.problem == ""
 
 
 def test_a_half_written_file_of_a_killed_process_is_swept_away(tmp_path):
