@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # seldom on an ordinary user's PATH
 PATIENCE = 120.0  # seconds for one apt command
+STEPS = 3  # of a fetch: the package, unpacked, its libraries
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ def find() -> Mosquitto | None:
     return Mosquitto(Path(program)) if program else _unpacked(cache())
 
 
-def find_or_fetch() -> tuple[Mosquitto | None, str]:
-    """Mosquitto, and in words where it is from or why there is none."""
+def find_or_fetch(progress: Callable[[int], object] = lambda done: None) -> tuple[Mosquitto | None, str]:
+    """Mosquitto, and in words where it is from or why there is none. `progress` hears of each of STEPS of a fetch."""
     found = find()
     if found is not None:
         return found, f"Mosquitto at {found.program}"
     try:
-        fetched = fetch(cache())
+        fetched = fetch(cache(), progress)
     except FetchFailed as error:
         return None, f"no Mosquitto here and none could be fetched: {error}"
     return fetched, f"Mosquitto fetched into {fetched.program.parents[2]}"
@@ -61,7 +62,7 @@ class FetchFailed(Exception):
     """Mosquitto could not be fetched; the text says at which step and why."""
 
 
-def fetch(folder: Path) -> Mosquitto:
+def fetch(folder: Path, progress: Callable[[int], object] = lambda done: None) -> Mosquitto:
     """Download Debian's or Ubuntu's package and the libraries missing here, unpack them below `folder`."""
     for tool in ("apt-get", "apt-cache", "dpkg", "ldd"):
         if shutil.which(tool) is None:
@@ -74,8 +75,10 @@ def fetch(folder: Path) -> Mosquitto:
     except FetchFailed:
         options = _own_lists(folder)
         _download(["mosquitto"], packages, options)
+    progress(1)
     root = folder / "root"
     _unpack(packages, root)
+    progress(2)
     wanted = ["mosquitto"]
     for _ in range(4):  # a library's libraries, and theirs
         if not _missing_libraries(root):
@@ -83,6 +86,7 @@ def fetch(folder: Path) -> Mosquitto:
         wanted = [name for parent in wanted for name in _depends(parent, options)]
         _download([name for name in wanted if not _installed(name)], packages, options)
         _unpack(packages, root)
+    progress(STEPS)
     shutil.rmtree(packages)
     found = _unpacked(folder)
     if found is None or not found.version():

@@ -350,15 +350,20 @@ class Coordinator:
         fields |= {"alarms": dict(self.alarms), "refused": dict(self.refusals.counts), "can": list(CAN)}
         fields |= {"bytes_up": self.inlet.bytes_up, "bytes_down": self._publisher.bytes_down}
         fields |= {"broker": self.inlet.broker.values()}
-        for listen in self.listeners:
-            self._tell(listen, fields)
+        self._tell(fields)
         self._speaker.summary(fields)
 
-    def _tell(self, listen: Callable[[int, dict[str, Any]], None], fields: dict[str, Any]) -> None:
+    def _tell(self, fields: dict[str, Any]) -> None:
         """Whatever happens to a listener, a tracker whose disk is full or whose server is gone, rounds go on."""
-        try:
-            listen(self.core.round, fields)
-        except Exception as error:
-            if "listener" not in self.alarms:
-                log.exception("a listener of the summary failed")
-            self.alarms["listener"] = f"{type(error).__name__}: {error}"
+        trouble = ""
+        for listen in self.listeners:
+            try:
+                listen(self.core.round, fields)
+            except Exception as error:
+                if "listener" not in self.alarms and not trouble:
+                    log.warning("a listener of the summary failed", exc_info=True)
+                trouble = str(error) or type(error).__name__
+        if trouble:
+            self.alarms["listener"] = trouble
+        else:
+            self.alarms.pop("listener", None)

@@ -1,18 +1,18 @@
-"""Writers for experiment trackers: TensorBoard and MLflow, each an extra, fed by the summary."""
+"""Writers for experiment trackers: TensorBoard and MLflow, each an extra."""
 
 from __future__ import annotations
 
-import logging
+import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-log = logging.getLogger("relief.coordinator")
-
 
 class Tracker(Protocol):
-    """Takes one number of one round."""
+    """Takes the numbers of one round. May be slow or fail: `tracking` keeps both away from the rounds."""
 
-    def write(self, name: str, value: float, step: int) -> None: ...
+    def write(self, numbers: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -27,64 +27,47 @@ class TensorBoard:
             raise ImportError('TensorBoard files need pip install "relief-edge[tensorboard,train]"') from None
         self._writer: Any = SummaryWriter(str(folder))
 
-    def write(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._writer.close()
 
 
 class MLflow:
-    """One MLflow run at `uri` (a folder's file: address or a server) in experiment `relief`."""
+    """One MLflow run at `uri`, a server's http address or a folder's file address, in experiment `relief`.
+
+    The server is first asked when there is something to write, so that one that is away holds nobody up at the start.
+    """
 
     def __init__(self, uri: str, name: str) -> None:
         try:
+            from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
         except ImportError:
             raise ImportError('MLflow needs pip install "relief-edge[mlflow]"') from None
-        self._client = MlflowClient(tracking_uri=uri)
+        # Newer versions refuse folders unless told otherwise; whoever gives a folder's address has chosen one.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+        except MlflowException:
+            raise ValueError(f"--mlflow {uri}: give a server as http://HOST:PORT or a folder as file:/PATH") from None
+        self._name, self._run = name, ""
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        self._run = self._run or self._begin()
+        now = int(1000 * time.time())
+        metrics = [Metric(name.replace(" ", "_"), value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def _begin(self) -> str:
         found = self._client.get_experiment_by_name("relief")
         experiment = found.experiment_id if found else self._client.create_experiment("relief")
-        self._run = self._client.create_run(experiment, run_name=name).info.run_id
-
-    def write(self, name: str, value: float, step: int) -> None:
-        self._client.log_metric(self._run, name.replace(" ", "_"), value, step=step)
+        return str(self._client.create_run(experiment, run_name=self._name).info.run_id)
 
     def close(self) -> None:
-        self._client.set_terminated(self._run)
-
-
-class Tracking:
-    """Hands every round and every evaluation of the summaries to a tracker, once."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._round = self._scored = 0
-
-    def take(self, round: int, fields: dict[str, Any]) -> None:
-        """A summary, as it was published."""
-        for one in fields.get("trail", []):
-            if one["round"] > self._round:
-                self._round = one["round"]
-                for name, value in _numbers(one):
-                    self._tracker.write(name, value, one["round"])
-        for one in fields.get("scored", []):
-            if one["round"] > self._scored:
-                self._scored = one["round"]
-                for name, value in one.items():
-                    if name not in ("round", "at"):
-                        self._tracker.write(f"f1/{name}", float(value), one["round"])
-
-    def close(self) -> None:
-        """Flush and end the run; a tracker that cannot is only named, for the rounds are done."""
-        try:
-            self._tracker.close()
-        except Exception:
-            log.exception("%s: not all could be written", type(self._tracker).__name__)
-
-
-def _numbers(one: dict[str, Any]) -> list[tuple[str, float]]:
-    plain = ("loss", "joules", "bytes_up", "bytes_down", "updates", "partial")
-    numbers = [(f"round/{name}", float(one[name])) for name in plain]
-    numbers.append(("round/seconds", one["ended"] - one["began"]))
-    return numbers + [(f"divergence/{block}", float(value)) for block, value in one["divergence"].items()]
+        if self._run:
+            self._client.set_terminated(self._run)

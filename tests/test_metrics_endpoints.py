@@ -1,4 +1,4 @@
-"""Prometheus endpoints, trackers, rules, the dashboard for Grafana, and logs."""
+"""Prometheus endpoints, rules, the dashboard for Grafana, and logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.trackers import Tracking
 from tests.synthetic_fleet import SyntheticFleet
 from tools import log as logs
 
@@ -121,44 +119,6 @@ def test_an_address_that_is_none_is_refused_by_name(text: str) -> None:
 def test_addresses() -> None:
     assert address(":9464") == ("127.0.0.1", 9464)
     assert address("[::1]:9464") == ("::1", 9464)
-
-
-class Kept:
-    def __init__(self) -> None:
-        self.numbers: list[tuple[str, float, int]] = []
-
-    def write(self, name: str, value: float, step: int) -> None:
-        self.numbers.append((name, value, step))
-
-    def close(self) -> None: ...
-
-
-def test_a_tracker_gets_every_round_and_evaluation_once() -> None:
-    fleet, kept = SyntheticFleet(3), Kept()
-    tracking = Tracking(kept)
-    for _ in range(3):
-        fleet.open()
-        fleet.finish()
-        for _ in range(4):  # summaries repeat themselves
-            tracking.take(fleet.round, fleet.summary().fields)
-    losses = [(value, step) for name, value, step in kept.numbers if name == "round/loss"]
-    assert losses == [(1.0, 1), (0.5, 2), (1 / 3, 3)]
-    assert sum(name == "f1/held_out" for name, _, _ in kept.numbers) == 3
-
-
-def test_tensorboard_files_hold_the_rounds(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from coordinator.trackers import TensorBoard\n"
-        "t = TensorBoard(Path(sys.argv[1])); t.write('round/loss', 0.5, 1); t.close()\n"
-        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
-        "e = EventAccumulator(sys.argv[1]); e.Reload(); print(e.Scalars('round/loss')[0].value)\n"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=90, check=True
-    )
-    assert told.stdout.strip() == "0.5"
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import typer
 
 from coordinator.service import Coordinator
 from coordinator.strategies import STRATEGIES, Strategy, strategy
-from coordinator.trackers import Tracker, Tracking
+from coordinator.trackers import Tracker
+from coordinator.tracking import Tracking
 from models.partition import Vector
 from models.spec import Mode, ModelSpec
 from protocol.connection import connection
@@ -37,7 +38,7 @@ def run(
     config: Annotated[Path, typer.Option(help="Configuration file (TOML).", exists=True, dir_okay=False)],
     metrics: Annotated[str | None, typer.Option(help="Serve Prometheus metrics on HOST:PORT.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard files into this folder.")] = None,
-    mlflow: Annotated[str | None, typer.Option(help="Write an MLflow run to this tracking address.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="Write an MLflow run: http://HOST:PORT or file:/PATH.")] = None,
 ) -> None:
     """Coordinate the fleet until interrupted, or until the configured rounds are done.
 

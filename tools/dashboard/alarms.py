@@ -79,6 +79,7 @@ def _disk(summary: dict[str, Any]) -> Iterator[Alarm]:
     known = {
         "disk": "Free space in the coordinator's folder: rounds continue by themselves, nothing is lost.",
         "checkpoint": "Free space in the coordinator's folder; until then a restart has more to replay.",
+        "listener": "Rounds go on without it. Look at that server or folder; metrics.jsonl has everything.",
     }
     for name, text in summary.get("alarms", {}).items():
         level = Level.STOPPED if name == "disk" else Level.WARNING

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from sensors.locate import Found, find
 from sensors.originals import write_mhealth, write_pamap2
+from tools.shown import progress
 
 LEAST_SUBJECTS = 3
+MADE_UP = 5  # subjects
 WRITERS = {"mhealth": write_mhealth, "pamap2": write_pamap2}
 
 
@@ -26,7 +28,8 @@ def recordings(data: str, folder: Path) -> Found:
         if found.path
         else f"no recordings of {data} found"
     )
-    writer(folder / data, subjects=5)
+    with progress(f"making recordings up in the format of {data}", MADE_UP, "subjects") as step:
+        writer(folder / data, subjects=MADE_UP, progress=step)
     os.environ["RELIEF_DATA"] = str(folder.resolve())
     made = find(data)
     note = f"{data}: {why}; {len(made.dataset.subjects())} generated subjects in the original format, not real people"

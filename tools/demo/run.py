@@ -12,12 +12,14 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from broker_config.launcher import Broker, BrokerFailed
+from broker_config.mosquitto import STEPS, find, find_or_fetch
 from coordinator.config import CoordinatorConfig
 from protocol.config import BrokerConfig
 from protocol.memory import MemoryTransport
 from protocol.mqtt import MqttTransport
 from protocol.transport import Transport
 from sensors.locate import NAMES
+from tools.demo.left import learning, starting
 from tools.demo.page import page
 from tools.demo.plan import QUOTAS, Plan, configuration, plan
 from tools.demo.processes import PAGE, Processes, shares
@@ -25,6 +27,7 @@ from tools.demo.recordings import recordings
 from tools.demo.report import Run, picture, show
 from tools.demo.threads import Threads
 from tools.panels import fleet_panel
+from tools.shown import progress
 from tools.watch import Watch
 
 RELIEF, FEDAVG = "relief", "fedavg"
@@ -112,9 +115,9 @@ def _both(
         try:
             for device in demo.devices:
                 parties.device(device.id, files[RELIEF])
-            relief = _run(console, parties, watch, folder, RELIEF, files[RELIEF])
+            relief = _run(console, parties, watch, folder, RELIEF, files[RELIEF], len(demo.devices))
             best = relief.final("held_out")
-            fedavg = _run(console, parties, watch, folder, FEDAVG, files[FEDAVG], target=best)
+            fedavg = _run(console, parties, watch, folder, FEDAVG, files[FEDAVG], len(demo.devices), target=best)
         except BaseException:
             parties.stop_all()  # before anything else that takes time
             raise
@@ -124,6 +127,11 @@ def _both(
 
 def _broker(demo: Plan, folder: Path, secure: bool) -> Broker:
     """A broker for this fleet: open on loopback, or of the `site` profile with a CA of its own."""
+    if find() is None:
+        with progress("fetching Mosquitto", STEPS, "steps") as step:
+            found, told = find_or_fetch(step)
+        if found is None:
+            raise BrokerFailed(told)
     if not secure:
         return Broker()
     from broker_config.directory import Directory
@@ -152,6 +160,7 @@ def _run(
     folder: Path,
     method: str,
     file: Path,
+    devices: int,
     target: float = 2.0,
 ) -> Run:
     """One method until its rounds are done; FedAvg for FEDAVG_SECONDS or until its held-out F1 reaches `target`."""
@@ -159,16 +168,23 @@ def _run(
     name = f"coordinator-{method}"
     parties.coordinator(name, file)
     began = time.monotonic()
-    first: float | None = None
+    processes = 1 if method == FEDAVG else devices + 1  # that have to start: FedAvg finds the devices there
+    first: float | None = None  # when round 1 began
+    latest: dict[str, Any] | None = None
     with Live(console=console, refresh_per_second=4, transient=True) as live:
-        live.update(f"{title}: starting coordinator and devices")
         while not parties.ended(name):
+            now = time.monotonic()
+            if latest and first:
+                live.update(Group(learning(latest, now - first, FEDAVG_SECONDS), fleet_panel(latest, title)))
+            else:
+                line = starting(title, latest, processes, devices, now - began)
+                live.update(Group(line, fleet_panel(latest, title)) if latest else line)
             summary = watch.next(0.5)
             if fallen := parties.fallen():
                 raise typer.BadParameter(fallen)
             now = time.monotonic()
             if summary and summary["strategy"] == STRATEGY[method]:
-                live.update(Group(_left(summary, first, now), fleet_panel(summary, title)))
+                latest = summary
                 if summary["phase"] == "training" and first is None:
                     first = now
                 good = (summary["scores"] or {}).get("held_out", 0.0) >= target
@@ -186,12 +202,3 @@ def _run(
         highlight=False,
     )
     return run
-
-
-def _left(summary: dict[str, Any], first: float | None, now: float) -> str:
-    """How long this method still takes: by the rounds that are done; by the clock where their number is not set."""
-    done, rounds = summary["round"] - 1, summary["rounds"]
-    if first is None or (rounds and done < 1):
-        return ""
-    left = (now - first) / done * (rounds - done) if rounds else FEDAVG_SECONDS - (now - first)
-    return f"about {max(0.0, left):.0f} s left"
