@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.synthetic_fleet import SyntheticFleet
 from tools.dashboard import charts
 from tools.dashboard.alarms import Level, alarms
-from tools.dashboard.board import RUNS, SAMPLES, Board
+from tools.dashboard.board import RUNS, SAMPLES, Board, work
 
 
 def plain(fleet: SyntheticFleet, **changes: Any) -> dict[str, Any]:
@@ -118,10 +120,35 @@ def test_the_ownership_picture_has_a_cell_per_owned_modality_and_its_steps() -> 
     fleet = SyntheticFleet(3)
     fleet.open()
     board = board_of(fleet)
-    cells = charts.ownership(board, dark=False)["series"][0]["data"]
+    cells, foreign = (series["data"] for series in charts.ownership(board, dark=False)["series"])
+    assert foreign == []
     assert len(cells) == sum(len(d["modalities"]) for d in fleet.devices.values())
     assert all(steps == fleet.devices[list(fleet.devices)[x]]["steps"][list(plain(fleet)["cohorts"])[y]]
                for x, y, steps, _ in cells)  # fmt: skip
+
+
+def test_a_block_that_a_device_trains_without_its_sensor_is_shown_and_named() -> None:
+    fleet = SyntheticFleet(3)
+    fleet.open()
+    fleet.devices["band-1"]["steps"] = {"torso": 7, "left_leg": 7, "shared": 7}  # as zero-filled FedAvg has it
+    fleet.devices["band-1"]["modalities"] = ["left_leg"]
+    mine = list(fleet.devices).index("band-1")
+    owned, foreign = (series["data"] for series in charts.ownership(board_of(fleet), dark=False)["series"])
+    assert [(y, steps) for x, y, steps, _ in owned if x == mine] == [(4, 7)]
+    assert [(x, y, steps) for x, y, steps, _ in foreign] == [(mine, 0, 7)]
+    assert work(fleet.devices["band-1"]) == "7 × left_leg torso"
+
+
+def test_steps_that_differ_are_told_apart() -> None:
+    device = {"modalities": ["a", "b", "c"], "steps": {"c": 3, "a": 9, "b": 3, "shared": 9}}
+    assert work(device) == "9 × a, 3 × b c"
+
+
+@pytest.mark.parametrize("what", ["joules", "bytes"])
+def test_before_the_first_round_pictures_say_so_instead_of_being_empty(what: str) -> None:
+    board = board_of(SyntheticFleet(3))
+    assert charts.spent(board, dark=False, what=what)["title"]["text"] == "No round is done yet"
+    assert charts.timeline(board, dark=False)["title"]["text"] == "No round is open"
 
 
 def test_a_healthy_fleet_raises_no_alarm() -> None:

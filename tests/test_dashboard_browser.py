@@ -54,8 +54,10 @@ def visit(browser: Any, url: str, path: str = "", **context: Any) -> Visitor:
     return visitor
 
 
-def picture(visitor: Visitor, name: str) -> None:
+def picture(visitor: Visitor, name: str, coordinator: SyntheticCoordinator | None = None) -> None:
     if PICTURES:
+        if coordinator:
+            coordinator.say()  # else its silence between two tests would be the picture's first alarm
         visitor.page.wait_for_timeout(1000)
         screenshot(visitor.page, PICTURES, name)
 
@@ -66,12 +68,14 @@ def clean(visitor: Visitor) -> None:
     visitor.close()
 
 
-def test_it_shows_the_fleet_without_asking_any_other_host(browser: Any, url: str) -> None:
+def test_it_shows_the_fleet_without_asking_any_other_host(
+    browser: Any, url: str, coordinator: SyntheticCoordinator
+) -> None:
     visitor = visit(browser, url)
     visitor.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 9")
     assert "9 / 9" in visitor.text("#tiles")
     visitor.until("[...document.querySelectorAll('.picture')].filter(p => p.querySelector('canvas')).length === 6")
-    picture(visitor, "dashboard-light.png")
+    picture(visitor, "dashboard-light.png", coordinator)
     clean(visitor)
 
 
@@ -135,7 +139,9 @@ def test_everything_is_reached_by_keyboard(browser: Any, url: str, coordinator: 
 
 @pytest.mark.parametrize("look", ["light", "dark"])
 @pytest.mark.parametrize("path", ["", "device/hub-1"])
-def test_contrast_and_names_hold_to_wcag_aa(browser: Any, url: str, look: str, path: str) -> None:
+def test_contrast_and_names_hold_to_wcag_aa(
+    browser: Any, url: str, coordinator: SyntheticCoordinator, look: str, path: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     visitor = visit(browser, url, path, color_scheme=look)
     visitor.until(f"document.body.classList.contains('body--dark') === {json.dumps(look == 'dark')}")
@@ -144,7 +150,7 @@ def test_contrast_and_names_hold_to_wcag_aa(browser: Any, url: str, look: str, p
     found = axe.run(visitor.page, options=rules).response["violations"]
     told = [f"{v['id']}: {n['html'][:200]} {n.get('failureSummary', '')}" for v in found for n in v["nodes"]]
     assert told == []
-    picture(visitor, f"dashboard-{look}{'-device' * bool(path)}.png")
+    picture(visitor, f"dashboard-{look}{'-device' * bool(path)}.png", coordinator)
     clean(visitor)
 
 
@@ -157,12 +163,12 @@ def test_the_look_is_remembered(browser: Any, url: str) -> None:
     clean(visitor)
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, url: str) -> None:
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, url: str, coordinator: SyntheticCoordinator) -> None:
     visitor = visit(browser, url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     visitor.until("document.querySelectorAll('.ag-row').length > 0")
     visitor.until("!document.querySelector('.ag-header-cell[col-id=\"version\"]')")
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
-    picture(visitor, "dashboard-phone.png")
+    picture(visitor, "dashboard-phone.png", coordinator)
     clean(visitor)
 
 

@@ -158,8 +158,6 @@ class Board:
 
 def row(id: str, device: Mapping[str, Any], last: Mapping[str, Any], *, elapsed: float = 0.0) -> dict[str, Any]:
     """A device as a row of the table; `last` is its latest telemetry. Empty where a value is not known."""
-    steps = device["steps"]
-    blocks = [b for b in device["modalities"] if b in steps]
     watts, source = last.get("watts"), last.get("power_source", device["power"])
     if watts is None and device["watts"]:
         watts, source = device["watts"], device["power"]
@@ -172,7 +170,7 @@ def row(id: str, device: Mapping[str, Any], last: Mapping[str, Any], *, elapsed:
         "tier": device["tier"],
         "modalities": ", ".join(device["modalities"]),
         "round": device["round"] or None,
-        "work": " ".join(f"{b}×{steps[b]}" for b in blocks) or "—",
+        "work": work(device) or "—",
         "predicted": _round(device["predicted"], 2),
         "seconds": _round(device["seconds"], 2),
         "watts": _round(watts, 1),
@@ -182,6 +180,18 @@ def row(id: str, device: Mapping[str, Any], last: Mapping[str, Any], *, elapsed:
         "link": "gone" if device["state"] == "offline" else _rate(device["rate"]),
         "version": device["runtime"] or "—",
     }
+
+
+def work(device: Mapping[str, Any]) -> str:
+    """Steps and the blocks that get as many, the device's own first: `24 × chest_acc ecg, 12 × ankle_acc`."""
+    own = device["modalities"]
+    blocks = sorted(
+        (b for b in device["steps"] if b != "shared"), key=lambda b: (b not in own, own.index(b) if b in own else 0, b)
+    )
+    groups: dict[int, list[str]] = {}
+    for block in blocks:
+        groups.setdefault(device["steps"][block], []).append(block)
+    return ", ".join(f"{steps} × {' '.join(names)}" for steps, names in groups.items())
 
 
 def _rate(bytes_per_second: float) -> str:

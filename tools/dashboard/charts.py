@@ -47,7 +47,7 @@ def _axis(dark: bool, name: str, **more: Any) -> Options:
 
 
 def _line(name: str, data: list[Any], **more: Any) -> Options:
-    return {"name": name, "type": "line", "data": data, "showSymbol": len(data) < 40, "symbolSize": 5, **more}
+    return {"name": name, "type": "line", "data": data, "showSymbol": len(data) < 20, "symbolSize": 5, **more}
 
 
 def _or(empty: str, options: Options) -> Options:
@@ -120,46 +120,57 @@ def spent(board: Board, dark: bool, *, what: str) -> Options:
         theirs.append([r["round"], round(sums[1], 3)])
     dashed = {"type": "dashed", "color": GREY, "width": 2}
     name = board.run.strategy or "this run"
-    return _frame(
-        dark,
-        xAxis=_axis(dark, "round", type="value", minInterval=1),
-        yAxis=_axis(dark, "", type="value", axisLabel={"color": text_colour(dark)}),
-        series=[
-            _line(name, ours, areaStyle={"opacity": 0.15}, lineStyle={"width": 2.5}),
-            _line("FedAvg, estimated", theirs, itemStyle={"color": GREY}, lineStyle=dashed),
-        ],
+    return _or(
+        "No round is done yet",
+        _frame(
+            dark,
+            xAxis=_axis(dark, "round", type="value", minInterval=1),
+            yAxis=_axis(dark, "", type="value", axisLabel={"color": text_colour(dark)}),
+            series=[
+                _line(name, ours, areaStyle={"opacity": 0.15}, lineStyle={"width": 2.5}),
+                _line("FedAvg, estimated", theirs, itemStyle={"color": GREY}, lineStyle=dashed),
+            ],
+        ),
     )
 
 
 def ownership(board: Board, dark: bool) -> Options:
-    """Modality x device: what a device owns and what of it this round trains, as a share of the most steps."""
+    """Modality x device: what a device owns and what this round trains there, as a share of the most steps.
+
+    Paler: what it trains without owning the sensor.
+    """
     devices, blocks = board.summary.get("devices", {}), list(board.summary.get("cohorts", {}))
     names = list(devices)
     most = max((s for d in devices.values() for s in d["steps"].values()), default=0) or 1
-    cells = []
+    owned: list[list[float]] = []
+    foreign: list[list[float]] = []  # trained although the device lacks the sensor: methods that fill it with zeros
     for x, device in enumerate(devices.values()):
-        for m in device["modalities"]:
+        for m in dict.fromkeys((*device["modalities"], *(b for b in device["steps"] if b in blocks))):
             steps = device["steps"].get(m, 0)
+            cells = owned if m in device["modalities"] else foreign
             cells.append([x, blocks.index(m), steps, round(steps / most, 2)])
     labels = len(names) <= 12
     frame = _frame(dark, tooltip={"confine": True, ":formatter": _OWNERSHIP_TIP})
     # Two neutral cells on either ground, then ever stronger blue; the numbers on them keep their contrast.
     ramp = ["#2b3742", "#24507d", "#1d62ab", "#1a6fd0"] if dark else ["#e3e8ed", "#a9cdf3", "#7fb5ee", "#5b9fe8"]
+    pale = ["#1a222b", "#1b3047"] if dark else ["#f6f8fa", "#e3eefa"]
+    series = {
+        "type": "heatmap",
+        "progressive": 0,
+        "itemStyle": {"borderColor": "#11171d" if dark else "#ffffff", "borderWidth": 2 if labels else 0},
+        "label": {"show": labels, ":formatter": "(p) => p.value[2] || '·'", "color": text_colour(dark)},
+    }
+    shades: Options = {"show": False, "min": 0, "max": 1, "dimension": 3}
     frame |= {
         "legend": {"show": False},
         "grid": {"left": 92, "right": 12, "top": 8, "bottom": 54 if len(names) <= MANY else 78},
         "xAxis": _axis(dark, "", type="category", data=names) | {"splitArea": {"show": False}},
         "yAxis": _axis(dark, "", type="category", data=blocks, inverse=True),
-        "visualMap": {"show": False, "min": 0, "max": 1, "dimension": 3, "inRange": {"color": ramp}},
-        "series": [
-            {
-                "type": "heatmap",
-                "data": cells,
-                "progressive": 0,
-                "itemStyle": {"borderColor": "#11171d" if dark else "#ffffff", "borderWidth": 2 if labels else 0},
-                "label": {"show": labels, ":formatter": "(p) => p.value[2] || '·'", "color": text_colour(dark)},
-            }
+        "visualMap": [
+            {**shades, "seriesIndex": 0, "inRange": {"color": ramp}},
+            {**shades, "seriesIndex": 1, "inRange": {"color": pale}},
         ],
+        "series": [{**series, "data": owned}, {**series, "data": foreign}],
     }
     frame["xAxis"]["axisLabel"] |= {"rotate": 40 if len(names) > 6 else 0}
     if len(names) > MANY:
@@ -170,7 +181,10 @@ def ownership(board: Board, dark: bool) -> Options:
     return frame
 
 
-_OWNERSHIP_TIP = "(p) => p.name + ': ' + (p.value[2] ? p.value[2] + ' local steps this round' : 'owned, not trained')"
+_OWNERSHIP_TIP = (
+    "(p) => p.name + ': ' + (p.value[2] ? p.value[2] + ' local steps this round' : 'not trained this round')"
+    " + (p.seriesIndex ? ', on zeros: it lacks the sensor' : '')"
+)
 
 
 def timeline(board: Board, dark: bool) -> Options:
@@ -180,7 +194,7 @@ def timeline(board: Board, dark: bool) -> Options:
     bars = [{"value": round(d["seconds"], 2), "itemStyle": {"color": colours[d["done"], d["late"]]}} for d in devices]
     marks = [[round(d["predicted"], 2), d["id"]] for d in devices if d["predicted"]]
     frame = _frame(dark, tooltip={"trigger": "axis", "axisPointer": {"type": "shadow"}, "confine": True})
-    return frame | {
+    frame |= {
         "grid": {"left": 84, "right": 18, "top": 34, "bottom": 40},
         "xAxis": _axis(dark, "seconds", type="value", min=0),
         "yAxis": _axis(dark, "", type="category", data=[d["id"] for d in devices]),
@@ -196,6 +210,7 @@ def timeline(board: Board, dark: bool) -> Options:
             },
         ],
     }
+    return _or("No round is open", frame)
 
 
 def device_rounds(board: Board, id: str, dark: bool) -> Options:

@@ -39,9 +39,9 @@ class DevicePage:
             return ui.echart({}).classes("picture").props(f'role=img aria-label="{html.escape(title)}"')
 
     def _buttons(self) -> None:
-        with ui.element("div").classes("row"):
+        with ui.element("div").classes("strip"):
             self.steering.device_buttons(self.id)
-        with ui.element("div").classes("row"):
+        with ui.element("div").classes("strip"):
             seconds = ui.number("Label the last seconds", value=60, min=1, max=86400, format="%d").classes("field")
             label = ui.number("as class", value=0, min=0, format="%d").classes("field")
 

@@ -32,24 +32,24 @@ COLUMNS: list[dict[str, Any]] = [
     {
         "field": "id",
         "headerName": "device",
-        "pinned": "left",
-        "minWidth": 110,
+        "pinned": "left",  # and as wide as this: what is pinned takes no part in sharing the width out
+        "width": 125,
         "cellClass": "id-link",
         "sort": "asc",
         ":comparator": "(a, b) => a.localeCompare(b, undefined, {numeric: true})",
     },
     {"field": "state", "headerName": "state", "minWidth": 105, "cellClass": "state", "tooltipField": "why"},
-    {"field": "tier", "headerName": "tier", "minWidth": 80},
+    {"field": "tier", "headerName": "tier", "minWidth": 75},
     {"field": "modalities", "headerName": "modalities", "minWidth": 150, "tooltipField": "modalities"},
-    {"field": "round", "headerName": "last round", "type": "numericColumn", "minWidth": 100},
-    {"field": "work", "headerName": "blocks × steps", "minWidth": 220, "tooltipField": "work"},
+    {"field": "round", "headerName": "last round", "type": "numericColumn", "minWidth": 95},
+    {"field": "work", "headerName": "steps × blocks", "minWidth": 200, "tooltipField": "work"},
     {"field": "predicted", "headerName": "predicted s", "type": "numericColumn", "minWidth": 105, **TWO_PLACES},
-    {"field": "seconds", "headerName": "took s", "type": "numericColumn", "minWidth": 85, **TWO_PLACES},
-    {"field": "watts", "headerName": "W", "type": "numericColumn", "minWidth": 70, "tooltipField": "source"},
-    {"field": "celsius", "headerName": "°C", "type": "numericColumn", "minWidth": 70},
-    {"field": "kB", "headerName": "kB sent", "type": "numericColumn", "minWidth": 90},
-    {"field": "link", "headerName": "link", "minWidth": 90},
-    {"field": "version", "headerName": "version", "minWidth": 90},
+    {"field": "seconds", "headerName": "took s", "type": "numericColumn", "minWidth": 80, **TWO_PLACES},
+    {"field": "watts", "headerName": "W", "type": "numericColumn", "minWidth": 60, "tooltipField": "source"},
+    {"field": "celsius", "headerName": "°C", "type": "numericColumn", "minWidth": 60},
+    {"field": "kB", "headerName": "kB sent", "type": "numericColumn", "minWidth": 80},
+    {"field": "link", "headerName": "link", "minWidth": 75},
+    {"field": "version", "headerName": "version", "minWidth": 80},
 ]
 STATES = ("training", "done", "ready", "idle", "late", "offline", "declined", "quarantined")
 
@@ -276,7 +276,11 @@ def _tiles(view: Overview) -> str:
             _tile("devices online", f"{total - gone} / {total}", busy),
             _tile("F1 held-out", f1[0], f"after round {s['scored_round']}" if scores else "not evaluated yet"),
             _tile("F1 in-subject", f1[1], f"rare modality alone {f1[2]}"),
-            _tile("energy", f"{joules:.0f} J", f"FedAvg about {other:.0f} J · {', '.join(s['power']) or 'no source'}"),
+            _tile(
+                "energy",
+                f"{joules:.0f} J",
+                f"FedAvg about {other:.0f} J · watts {', '.join(s['power']) or 'not known'}",
+            ),
             _tile("traffic", f"{sent:.1f} MB", f"FedAvg about {theirs:.1f} MB"),
             _tile("loss", f"{s['loss']:.3f}" if s.get("loss") is not None else "—", f"{s['elapsed']:.0f} s running"),
         )
