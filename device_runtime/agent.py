@@ -64,6 +64,7 @@ from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Stopped
 
 ASK_AGAIN = 5.0  # seconds without progress after which missing blocks are asked for once more
+WELCOME = 1.0  # seconds that the coordinator's retained state may take to come before an old update is sent whole
 
 
 class Agent:
@@ -95,7 +96,7 @@ class Agent:
         self._backlog = Backlog(jitter)
         self._docket = Docket()
         for update, assignment in kept:
-            self._backlog.add(update, 0.0)
+            self._backlog.add(update, math.inf, begun=True)  # what of it has come is asked first
             self._docket.done[assignment] = update
         self._asked = math.inf  # since when blocks have been missing, or when they were last asked for
         self._everything = False  # blocks of modalities that we do not own are needed too
@@ -146,7 +147,7 @@ class Agent:
     def _connected(self, event: Connected, now: float) -> list[Action]:
         self.connected = True
         self._following.clear()
-        self._backlog.all_due(now)
+        self._backlog.all_due(now if self.coordinator else now + WELCOME)
         own = [self.fleet.device(self.device, leaf) for leaf in ("assignment", "answer", "order", "label")]
         manifests = self._manifest_filters()
         return [Subscribe((self.fleet.coordinator("state"), *own, *manifests)), self._tell_birth(now)]
@@ -174,7 +175,9 @@ class Agent:
         fresh = before is None or (before.boot, before.epoch) != (event.boot, event.epoch)
         if event.online and event.model:
             actions += self._adopt(event.model)
-        if before is not None and event.online and (fresh or not before.online):
+        if before is None and event.online:
+            self._backlog.all_due(now)
+        elif before is not None and event.online and (fresh or not before.online):
             # It may have lost everything that was not yet in its journal.
             self._backlog.all_due(now, spread=1.0, anew=fresh)
             actions.append(self._tell_birth(now))

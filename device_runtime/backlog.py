@@ -32,8 +32,8 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, update: str, due: float) -> None:
-        self._entries[update] = _Entry(due)
+    def add(self, update: str, due: float, *, begun: bool = False) -> None:
+        self._entries[update] = _Entry(due, begun=begun)
 
     def remove(self, update: str) -> None:
         self._entries.pop(update, None)

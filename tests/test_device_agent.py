@@ -464,7 +464,22 @@ def test_a_device_that_was_killed_answers_with_the_update_in_its_outbox():
     a = ready(agent(boot="b2", kept=[(old, "1.1")]))
     actions = feed(a, assignment())
     assert of(StartTraining, actions) == []
-    assert of(Upload, feed(agent(boot="b3", kept=[(old, "1.1")]), Connected(1 << 20))) == [Upload(old)]
+    a = agent(boot="b3", kept=[(old, "1.1")])
+    assert of(Upload, feed(a, Connected(1 << 20))) == []  # first it hears whom it could ask
+    assert a.wakes() == 1.0
+    assert of(Upload, feed(a, Tick(), now=1.0)) == [Upload(old)]
+    assert of(Upload, feed(agent(boot="b3", kept=[(old, "1.1")]), Connected(1 << 20), state())) == [Upload(old)]
+
+
+def test_after_a_kill_in_the_middle_of_an_upload_only_what_has_not_come_is_sent():
+    old = update_id("d1", "b1", "1.1")
+    a = agent(boot="b2", kept=[(old, "1.1")])
+    feed(a, Connected(1 << 20))
+    actions = feed(a, state().model_copy(update={"resumes": True}), now=0.1)
+    assert of(Ask, actions) == [Ask(old)]
+    assert of(Upload, actions) == []
+    told = Answer(update=old, accepted=False, again=True, resume=True, missing=[1])
+    assert of(Upload, feed(a, told, now=0.2)) == [Upload(old, (1,))]
 
 
 def test_a_training_that_failed_is_declined_and_not_tried_again():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from tests.bench_device import Instant
 from tests.slow_link import SlowLink
 from tests.worlds import FixedWindows
 
+ROOT = Path(__file__).parent.parent
 RATE = 2_500_000  # bytes a second upwards
 SPEC = ModelSpec(inputs=(InputSpec("a", 6, 128),), classes=12, widths=(16, 64), bins=16, fusion=1200)
 SIZE = 4 * sum(partition(SPEC).size(block) for block in partition(SPEC).blocks)
@@ -44,11 +47,10 @@ class World:
         self.broker, self.fleet, self.folder = broker, fleet, folder
         meet = BrokerConfig(port=link.port, reconnect_min=0.05, keepalive=30)
         config = DeviceConfig(id="d", modalities=("a",), state=folder / "state", telemetry=0, power=())
-        x = {"a": np.zeros((8, 6, 128), np.float32)}
         self.runtime = Runtime(
             DeviceSettings(fleet=fleet, broker=meet, device=config),
             MqttTransport(meet, f"d-{fleet}"),
-            FixedWindows(x, np.zeros(8, np.int64)),
+            FixedWindows({"a": np.zeros((8, 6, 128), np.float32)}, np.zeros(8, np.int64)),
             Instant,
         )
         self.coordinator = self.life()
@@ -128,3 +130,27 @@ def test_a_coordinator_that_was_started_anew_in_between_gets_everything(
                 thread.join(30)
     assert world.updates() == 1
     assert second.inlet.bytes_up > SIZE
+
+
+@pytest.mark.timeout(180)
+def test_a_device_that_was_killed_in_between_sends_only_what_is_missing(broker: Broker, tmp_path: Path) -> None:
+    with SlowLink(broker.port, RATE) as link:
+        world = World(broker, "bench", tmp_path, link)  # the fleet of tests.bench_device
+        coordinator, stop = world.coordinator, threading.Event()
+        command = [sys.executable, "-m", "tests.bench_device", str(link.port), "d", str(tmp_path / "state")]
+        life, device = running(coordinator.run, stop), subprocess.Popen(command, cwd=ROOT)
+        try:
+            until(lambda: coordinator.inlet.bytes_up > SIZE / 2)
+            device.kill()
+            device.wait()
+            device = subprocess.Popen(command, cwd=ROOT)
+            life.join(90)
+            assert not life.is_alive()
+        finally:
+            stop.set()
+            coordinator.wake()
+            life.join(30)
+            device.terminate()
+            device.wait(30)
+    assert world.updates() == 1
+    assert coordinator.inlet.bytes_up < 1.15 * SIZE  # the last life's way is lost, what came is not
