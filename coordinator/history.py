@@ -51,10 +51,7 @@ class RoundRecord:
 
     def brief(self) -> dict[str, Any]:
         """The round without its devices, as the summary carries it."""
-        kept = asdict(self)
-        for name in ("devices", "clock", "power"):
-            del kept[name]
-        return kept
+        return {name: value for name, value in vars(self).items() if name not in ("devices", "clock", "power")}
 
 
 def record(
@@ -125,7 +122,7 @@ class History:
     def round(self, one: RoundRecord) -> None:
         self.last, self.rounds, self.joules = one, self.rounds + 1, self.joules + one.joules
         self.trail.append(one.brief())
-        self._write({"kind": "round", **asdict(one)})
+        self._write({"kind": "round", **vars(one)})
 
     def score(self, round: int, at: float, scores: Mapping[str, float]) -> None:
         """Scores of the blocks after `round`, which was committed `at` seconds after the run began."""

@@ -201,10 +201,7 @@ class Outbox:
         path = self._path(entry.update)
         beside = path.with_suffix(".tmp")
         try:
-            with beside.open("wb") as file:
-                file.write(MAGIC)
-                file.write(hashlib.sha256(content).digest())
-                file.write(content)
+            beside.write_bytes(b"".join((MAGIC, hashlib.sha256(content).digest(), content)))
             beside.replace(path)
             self._unsynced.add(entry.update)
         except OSError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from models.partition import partition
 from models.spec import SHARED, Mode, ModelSpec, conv_lengths
@@ -31,7 +33,8 @@ class BlockCost:
         return self.encode + self.fuse
 
 
-def block_costs(spec: ModelSpec) -> dict[str, BlockCost]:
+@lru_cache(maxsize=64)  # a coordinator asks for every device in every round
+def block_costs(spec: ModelSpec) -> Mapping[str, BlockCost]:
     """Cost of every block of the model; the backward pass costs twice the forward it differentiates."""
     cut = partition(spec)
     costs = {}
@@ -54,7 +57,7 @@ def block_costs(spec: ModelSpec) -> dict[str, BlockCost]:
         costs[i.name] = BlockCost(encode, fuse, backward, cut.size(i.name) * BYTES_PER_VALUE)
     head = 2.0 * spec.fusion * spec.classes
     costs[SHARED] = BlockCost(0.0, head, 2.0 * head, cut.size(SHARED) * BYTES_PER_VALUE)
-    return costs
+    return MappingProxyType(costs)
 
 
 def round_flops(
