@@ -10,6 +10,7 @@ from tests.synthetic_fleet import SyntheticFleet
 from tools.dashboard import charts
 from tools.dashboard.alarms import Level, alarms
 from tools.dashboard.board import RUNS, SAMPLES, Board, work
+from tools.phases import standing
 
 
 def plain(fleet: SyntheticFleet, **changes: Any) -> dict[str, Any]:
@@ -176,6 +177,31 @@ def test_a_lost_broker_and_a_dead_coordinator_are_told_apart() -> None:
     assert "coordinator is not running" in alarms(board)[0].what
     board.say(connection="refused")
     assert [a.what for a in alarms(board) if a.level is Level.STOPPED] == ["No connection to the broker: refused"]
+
+
+def test_a_coordinator_that_has_done_its_rounds_is_no_fault() -> None:
+    fleet = SyntheticFleet(3)
+    fleet.open()
+    fleet.finish()
+    board = board_of(fleet, rounds=1)
+    board.say(coordinator=False)
+    found = alarms(board)[0]
+    assert (found.level, found.what) == (Level.NOTE, "All 1 rounds are done, and the coordinator has ended")
+
+
+@pytest.mark.parametrize(
+    ("phase", "rounds", "paused", "words"),
+    [
+        ("training", 0, False, "round 3 · training"),
+        ("training", 5, True, "round 3 of 5 · training, will pause"),
+        ("gathering", 5, True, "round 3 of 5 · paused"),
+        ("gathering", 2, False, "all 2 rounds are done"),
+    ],
+)
+def test_where_a_fleet_stands_is_said_in_the_same_words_everywhere(
+    phase: str, rounds: int, paused: bool, words: str
+) -> None:
+    assert standing({"round": 3, "phase": phase, "rounds": rounds, "paused": paused}) == words
 
 
 def test_a_silent_coordinator_is_noticed_while_a_round_is_open_only() -> None:

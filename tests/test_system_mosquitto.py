@@ -36,6 +36,14 @@ def until(condition: Callable[[], bool], patience: float = 45.0) -> None:
         time.sleep(0.05)
 
 
+def told(folder: Path, *arguments: str) -> str:
+    """What a verb prints about this fleet."""
+    return subprocess.run(
+        [sys.executable, "-m", "tools.cli", *arguments, "--config", str(folder / "fleet.toml")],
+        capture_output=True, text=True, timeout=30, check=True,
+    ).stdout  # fmt: skip
+
+
 def rounds(folder: Path) -> list[dict]:
     file = folder / "run" / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
@@ -83,19 +91,18 @@ def test_processes_train_rounds_survive_a_killed_coordinator_and_end_cleanly(
     numbers = [line["round"] for line in rounds(folder)]
     assert numbers == sorted(set(numbers)), "no round is committed twice, none is lost"
     assert all(line["updates"] == 2 for line in rounds(folder))
-    status = subprocess.run(
-        [sys.executable, "-m", "tools.cli", "fleet", "status", "--json", "--config", str(folder / "fleet.toml")],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    assert set(json.loads(status.stdout)["devices"]) == {"hub", "band"}
+    status = told(folder, "fleet", "status", "--json")
+    assert set(json.loads(status)["devices"]) == {"hub", "band"}
+    assert json.loads(status)["online"] is True
     for process in (*devices, second):
         process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert [process.wait(5) for process in (*devices, second)] == [0, 0, 0]
     assert time.monotonic() - began < 3.0
+    assert "is not running; this is what it said last" in " ".join(told(folder, "fleet", "status").split())
+    said = [json.loads(line)["event"] for line in (folder / "log").read_text().splitlines() if line.startswith("{")]
+    assert "devices: 2 of 2 are there" in said
+    assert sum(line.startswith(f"round {numbers[-1]}: 2 of 2 devices, ") for line in said) == 1
 
 
 @pytest.mark.timeout(150)

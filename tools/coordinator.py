@@ -22,6 +22,7 @@ from protocol.connection import connection
 from protocol.memory import MemoryBroker
 from tools import log as logs
 from tools.configuration import EvaluationConfig, File, dataset, read
+from tools.round_log import RoundLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ def run(
     logs.configure(fleet=file.fleet)
     coordinator = build(file)
     coordinator.listeners.append(lambda round, fields: logs.bind(round=round))
+    coordinator.listeners.append(RoundLog(file.coordinator.expect).take)
     stop = threading.Event()
 
     def end(signum: int, frame: object) -> None:
@@ -60,6 +62,8 @@ def run(
         coordinator.run(stop)
     if coordinator.stopped:
         log.error("%s", coordinator.stopped)
+    elif coordinator.core.finished:
+        log.info("all %d rounds are done; the record is in %s", file.coordinator.rounds, file.coordinator.folder)
     if any(thread.name == "scorer" for thread in threading.enumerate()):
         # It computes in torch still; the interpreter's own end would take that apart under it and abort.
         logging.shutdown()

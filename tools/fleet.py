@@ -41,8 +41,10 @@ def status(
             typer.echo(f"fleet {fleet.name}: no coordinator has said anything on {where}", err=True)
             raise typer.Exit(1)
         if as_json:
-            print_json(summary)
+            print_json({**summary, "online": watch.online})
             return
+        if watch.online is False:
+            console.print(f"The coordinator of {fleet.name} is not running; this is what it said last:")
         console.print(fleet_panel(summary, fleet.name))
         if follow:
             _follow(console, watch, fleet.name, summary)

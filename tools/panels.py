@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tools.phases import standing
+
 STYLES = {"training": "yellow", "done": "green", "ready": "green", "offline": "red", "declined": "magenta"}
 
 
@@ -19,8 +21,7 @@ def fleet_panel(summary: dict[str, Any], title: str = "") -> RenderableType:
 def _headline(s: dict[str, Any], title: str) -> Text:
     scores = s.get("scores") or {}
     parts = [
-        f"{title or s.get('strategy', '')}: round {s['round']}" + (f" of {s['rounds']}" if s.get("rounds") else ""),
-        s["phase"] + (" (paused)" if s.get("paused") else ""),
+        f"{title or s.get('strategy', '')}: {standing(s)}",
         f"{s.get('elapsed', 0.0):.0f} s",
     ]
     if s.get("last_seconds") is not None:

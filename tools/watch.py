@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from protocol.errors import Unavailable
-from protocol.messages import RoundSummary, decode
+from protocol.messages import CoordinatorState, RoundSummary, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Stopped, Transport
 from protocol.waiting import take
@@ -21,6 +21,7 @@ class Watch:
         self.topics, self._transport = Topics(fleet), transport
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.latest: RoundSummary | None = None
+        self.online: bool | None = None  # whether the coordinator runs, by its own word or its will; None: not known
 
     def __enter__(self) -> Watch:
         self._transport.open(self._inbox.put)
@@ -43,9 +44,12 @@ class Watch:
             except queue.Empty:
                 return None
             if isinstance(event, Connected):
-                self._transport.subscribe(self.topics.coordinator("round"))
+                # The state first: what is retained comes in this order, and a summary outlives its coordinator.
+                self._transport.subscribe(self.topics.coordinator("state"), self.topics.coordinator("round"))
             elif isinstance(event, Stopped):
                 raise Unavailable(self.topics.root, event.reason)
+            elif isinstance(event, Received) and event.topic == self.topics.coordinator("state"):
+                self.online = decode(CoordinatorState, event.payload).online if event.payload else None
             elif isinstance(event, Received) and event.payload:
                 self.latest = decode(RoundSummary, event.payload)
                 return {

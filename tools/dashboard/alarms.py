@@ -55,7 +55,14 @@ def _connection(board: Board) -> Iterator[Alarm]:
 def _coordinator(board: Board) -> Iterator[Alarm]:
     if board.connection:
         return
-    if board.coordinator is False:
+    s = board.summary
+    if board.coordinator is False and s.get("rounds") and s["round"] > s["rounds"]:
+        yield Alarm(
+            Level.NOTE,
+            f"All {s['rounds']} rounds are done, and the coordinator has ended",
+            "`relief report` shows the run. Begin another with another folder, or go on with more coordinator.rounds.",
+        )
+    elif board.coordinator is False:
         yield Alarm(
             Level.STOPPED,
             "The coordinator is not running",

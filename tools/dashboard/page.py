@@ -13,6 +13,7 @@ from tools.dashboard import charts
 from tools.dashboard.alarms import alarms
 from tools.dashboard.feed import Feed
 from tools.dashboard.steering import Steering
+from tools.phases import standing
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 TICK = 0.5  # seconds between two looks at the board; more with many devices, for the browser's sake
@@ -108,11 +109,7 @@ class Chrome:
         if not s:
             self.headline.set_text("waiting for the coordinator")
             return
-        of = f" of {s['rounds']}" if s.get("rounds") else ""
-        phase = "paused" if s.get("paused") and s["phase"] == "gathering" else s["phase"]
-        if s.get("paused") and s["phase"] != "gathering":
-            phase += ", will pause"
-        self.headline.set_text(f"{s['strategy']} · round {s['round']}{of} · {phase}")
+        self.headline.set_text(f"{s['strategy']} · {standing(s)}")
 
 
 class Overview:
@@ -257,6 +254,10 @@ def _tile(name: str, value: str, more: str = "") -> str:
     return '<div class="tile">' + "".join(f'<div class="{c}">{html.escape(t)}</div>' for c, t in parts) + "</div>"
 
 
+def _round(s: dict[str, Any]) -> str:
+    return f"{min(s['round'], s['rounds'])} / {s['rounds']}" if s.get("rounds") else f"{s['round']}"
+
+
 def _tiles(view: Overview) -> str:
     board, s = view.board, view.board.summary
     if not s:
@@ -272,7 +273,7 @@ def _tiles(view: Overview) -> str:
     f1 = [f"{scores[k]:.3f}" if k in scores else "—" for k in ("held_out", "in_subject", "rare_only")]
     return "".join(
         (
-            _tile("round", f"{s['round']}" + (f" / {s['rounds']}" if s.get("rounds") else ""), last),
+            _tile("round", _round(s), last),
             _tile("devices online", f"{total - gone} / {total}", busy),
             _tile("F1 held-out", f1[0], f"after round {s['scored_round']}" if scores else "not evaluated yet"),
             _tile("F1 in-subject", f1[1], f"rare modality alone {f1[2]}"),
