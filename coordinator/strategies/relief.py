@@ -25,6 +25,7 @@ class Relief(Strategy):
     choose: ClassVar[bool] = True  # whether blocks are chosen; otherwise everything owned is trained
     tau: ClassVar[int] = 4  # no block stays untouched for longer
     warm_up: ClassVar[int] = 2  # rounds in which everything owned is trained: first divergences are noise
+    head_alone: ClassVar[bool] = False  # whether a device may train the shared block and none of its own
 
     def __init__(self, spec: Any, settings: Settings) -> None:
         super().__init__(spec, settings)
@@ -46,7 +47,7 @@ class Relief(Strategy):
                 steps = everything(w, budget, self.cap(member))
             # Without a step on a block of its own a device sits out: the head alone would follow the few modalities
             # of slow devices (docs/decisions/0007).
-            if steps.keys() - {SHARED}:
+            if steps.keys() - {SHARED} or (self.head_alone and steps):
                 plans[member.id] = self.planned(w, steps, budget)
         return plans
 
