@@ -30,7 +30,7 @@ PROMISED_MS = 15.0
 def bench() -> list[dict[str, Any]]:
     """Rows: name, value, unit, floor (name, value), promise, ok. Floors are measured in the same run."""
     with Broker() as broker:
-        floor, rounds = statistics.median(_paho_rounds(broker)), statistics.median(_transport_rounds(broker))
+        floor, rounds = statistics.median(paho_rounds(broker)), statistics.median(_transport_rounds(broker))
         bare, pings = _paho_pings(broker), _pings(broker)
     rows = [(f"transport round, {DEVICES} devices x {MODEL // 1000} KB, median", rounds, floor, PROMISED_MS)]
     for name, share in (("median", 50), ("99 of 100", 99)):
@@ -50,7 +50,7 @@ def bench() -> list[dict[str, Any]]:
     ]
 
 
-def _paho_rounds(broker: Broker) -> list[float]:
+def paho_rounds(broker: Broker) -> list[float]:
     """Milliseconds a round: one broadcast of the model, every device answers with as much."""
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     payload = bytes(MODEL)
