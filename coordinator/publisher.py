@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from coordinator.ledger import digest
 from models.partition import Vector
 from protocol.chunks import CHUNK, split
 from protocol.messages import CoordinatorState, Manifest
@@ -44,7 +43,7 @@ class Publisher:
                 "epoch": epoch,
                 "chunks": len(chunks),
                 "size": plain.nbytes,
-                "digest": digest(plain),
+                "digest": chunks[0].digest,
                 "dtype": plain.dtype.str,
                 "center": center,
                 "width": width,

@@ -1,6 +1,6 @@
 """Updates on disk until the coordinator has answered them, and telemetry in memory until there is a connection.
 
-A file an update: magic, sha256 of what follows, then msgpack of its ids and its bytes. Written beside and renamed, so
+A file an update: magic, crc32 of what follows, then msgpack of its ids and its bytes. Written beside and renamed, so
 after a kill or a full disk a file is whole or is not there. What cannot be written stays in memory. Most updates are
 answered within a second: only those that stay are synced (`secure`), which spares flash and time, and a power cut costs
 at most the training since then.
@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
+import zlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
 
-MAGIC = b"relief-outbox-1\n"
+MAGIC = b"relief-outbox-2\n"
+CHECK = struct.Struct("<I")
 SUFFIX = ".update"
 TELEMETRY = 1 << 20  # bytes of telemetry at most, since it is kept in memory
 
@@ -196,12 +199,16 @@ class Outbox:
             self._entries[entry.update] = entry
 
     def _write(self, entry: Entry, body: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = msgpack.packb([entry.update, entry.assignment, entry.order, body])
+        whole = b"".join((MAGIC, CHECK.pack(zlib.crc32(content)), content))
         path = self._path(entry.update)
         beside = path.with_suffix(".tmp")
         try:
-            beside.write_bytes(b"".join((MAGIC, hashlib.sha256(content).digest(), content)))
+            try:
+                beside.write_bytes(whole)
+            except FileNotFoundError:  # the folder could not be made before, or somebody has tidied up
+                self.folder.mkdir(parents=True, exist_ok=True)
+                beside.write_bytes(whole)
             beside.replace(path)
             self._unsynced.add(entry.update)
         except OSError:
@@ -216,8 +223,8 @@ def _read(path: Path) -> tuple[Entry, bytes] | None:
         raw = path.read_bytes()
     except OSError:
         return None
-    start = len(MAGIC) + 32
-    if raw[: len(MAGIC)] != MAGIC or hashlib.sha256(raw[start:]).digest() != raw[len(MAGIC) : start]:
+    start = len(MAGIC) + CHECK.size
+    if len(raw) <= start or raw[: len(MAGIC)] != MAGIC or CHECK.pack(zlib.crc32(raw[start:])) != raw[len(MAGIC) : start]:
         return None
     update, assignment, order, body = msgpack.unpackb(raw[start:])
     return Entry(update, assignment, order, len(body)), body

@@ -8,6 +8,7 @@ inside, so that what travels is the vector's own bytes and averaging is arithmet
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -65,6 +66,7 @@ class Partition:
         return tensors
 
 
+@lru_cache(maxsize=64)  # asked for with every assignment
 def partition(spec: ModelSpec) -> Partition:
     """Cut the model of `spec` into blocks (arXiv 2604.04243: column blocks of the fusion projection)."""
     trainable: dict[str, tuple[TensorSpec, ...]] = {}
