@@ -224,7 +224,11 @@ def _read(path: Path) -> tuple[Entry, bytes] | None:
     except OSError:
         return None
     start = len(MAGIC) + CHECK.size
-    if len(raw) <= start or raw[: len(MAGIC)] != MAGIC or CHECK.pack(zlib.crc32(raw[start:])) != raw[len(MAGIC) : start]:
+    if (
+        len(raw) <= start
+        or raw[: len(MAGIC)] != MAGIC
+        or CHECK.pack(zlib.crc32(raw[start:])) != raw[len(MAGIC) : start]
+    ):
         return None
     update, assignment, order, body = msgpack.unpackb(raw[start:])
     return Entry(update, assignment, order, len(body)), body
