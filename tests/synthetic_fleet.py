@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.messages import CoordinatorState, Reply, Report, Request, RoundSummary, Telemetry, decode
+from protocol.messages import CoordinatorState, Label, Reply, Report, Request, RoundSummary, Telemetry, decode
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received, Transport, Will
 
@@ -96,6 +96,7 @@ class SyntheticCoordinator:
     def __init__(self, fleet: str, transport: Transport, count: int = 6) -> None:
         self.fleet, self.topics, self._transport = SyntheticFleet(count), Topics(fleet), transport
         self.asked: list[Request] = []
+        self.labels: list[tuple[str, Label]] = []  # device and what it was told, which a coordinator only overhears
         transport.open(self._take, Will(self.topics.coordinator("state"), self._state(online=False), delay=0))
 
     def _state(self, *, online: bool) -> bytes:
@@ -103,9 +104,11 @@ class SyntheticCoordinator:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Connected):
-            self._transport.subscribe(self.topics.coordinator("request"))
+            self._transport.subscribe(self.topics.coordinator("request"), self.topics.device("+", "label"))
             self._transport.publish(self.topics.coordinator("state"), self._state(online=True), retain=True)
             self.say()
+        elif isinstance(event, Received) and event.topic.endswith("/label"):
+            self.labels.append((event.topic.split("/")[-2], decode(Label, event.payload)))
         elif isinstance(event, Received):
             request = decode(Request, event.payload)
             self.asked.append(request)

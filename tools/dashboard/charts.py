@@ -241,7 +241,7 @@ def device_power(board: Board, id: str, dark: bool) -> Options:
     watts = [[1000 * t["time"], round(t["watts"], 2)] for t in heard if t.get("watts") is not None]
     degrees = [[1000 * t["time"], round(max(t["celsius"].values()), 1)] for t in heard if t.get("celsius")]
     return _or(
-        "No telemetry was heard yet",
+        "No watts and no temperatures in its telemetry yet",
         _frame(
             dark,
             xAxis=_axis(dark, "", type="time"),

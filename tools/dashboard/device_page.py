@@ -45,9 +45,9 @@ class DevicePage:
             seconds = ui.number("Label the last seconds", value=60, min=1, max=86400, format="%d").classes("field")
             label = ui.number("as class", value=0, min=0, format="%d").classes("field")
 
-            def send() -> None:
-                now = time.time()
-                self.steering.label(self.id, now - float(seconds.value or 60), now, int(label.value or 0))
+            async def send() -> None:
+                now = time.time()  # when the button was pressed, not when it was confirmed
+                await self.steering.label(self.id, now - float(seconds.value or 60), now, int(label.value or 0))
 
             button("Send label", send)
 
@@ -104,14 +104,16 @@ class DevicePage:
         if not heard:
             return "<h2>Telemetry</h2><p>None was heard yet.</p>"
         last = {k: v for k, v in heard[-1].items() if k not in ("time", "counts")}
-        plain = {k: _plain(v) for k, v in last.items()}
+        plain = {k.replace("_", " "): _plain(v, k) for k, v in last.items()}
         counts = {k: str(v) for k, v in heard[-1].get("counts", {}).items()}
         return "<h2>Telemetry</h2>" + _list(plain) + ("<h2>Counts</h2>" + _list(counts) if counts else "")
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, name: str = "") -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if "bytes" in name.split("_") and isinstance(value, (int, float)):
+        return f"{value / 1e6:.1f} MB"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

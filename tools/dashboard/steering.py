@@ -73,6 +73,10 @@ class Steering:
 
     async def confirm(self, kind: str, question: str, **args: Any) -> None:
         """Ask the visitor, then the coordinator."""
+        if await self._sure(kind, question):
+            await self._ask(kind, args)
+
+    async def _sure(self, kind: str, question: str) -> bool:
         with ui.dialog() as dialog, ui.element("div").classes("ask").props("role=alertdialog"):
             ui.label(question)
             with ui.element("div").classes("head"):
@@ -80,8 +84,7 @@ class Steering:
                 button(f"Yes, {kind}", lambda: dialog.submit(True), strong=True)
         sure = await dialog
         dialog.delete()
-        if sure:
-            await self._ask(kind, args)
+        return bool(sure)
 
     async def _ask(self, kind: str, args: dict[str, Any]) -> None:
         try:
@@ -91,7 +94,8 @@ class Steering:
             return
         ui.notify(f"{kind}: {'done' if reply.ok else reply.reason}", type="positive" if reply.ok else "negative")
 
-    def label(self, device: str, start: float, end: float, label: int) -> None:
-        """Send an annotation to a device."""
-        self.feed.label(device, Label(start=start, end=end, label=label))
-        ui.notify(f"label {label} for {end - start:.0f} s was sent to {device}")
+    async def label(self, device: str, start: float, end: float, label: int) -> None:
+        """Ask the visitor, then send an annotation to a device."""
+        if await self._sure("label", f"{device}: were the last {end - start:.0f} s class {label}?"):
+            self.feed.label(device, Label(start=start, end=end, label=label))
+            ui.notify(f"label {label} for {end - start:.0f} s was sent to {device}")
