@@ -21,7 +21,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 
 def test_the_tutorials_fleet_is_understood_by_coordinator_and_devices() -> None:
     file = read(DOCS / "tutorial-fleet.toml")
-    assert file.coordinator.rounds == 200
+    assert file.coordinator.rounds == 150
     file.model.spec(dataset(file.model.dataset))
     for name in ("hub", "phone", "band"):
         assert settings(DOCS / "tutorial-fleet.toml", name).device.id == name
