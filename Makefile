@@ -90,7 +90,7 @@ soak: $(STAMP)
 # The documentation as a site in build/site, every link checked.
 .PHONY: docs
 docs: $(STAMP)
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Flashing on an emulated arm64 Debian, made once in .cache/arm64; ONLY="rootfs round" picks checks. As root.
 .PHONY: test-arm64

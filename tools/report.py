@@ -137,7 +137,8 @@ def _scores(runs: list[Run], x: str, label: str) -> str:
     for axis, (key, name) in zip(axes, SCORES.items(), strict=True):
         for run, colour in zip(runs, _colours(), strict=False):
             seen = [(s[x], s[key]) for s in run.scores if key in s]
-            axis.plot([a for a, _ in seen], [v for _, v in seen], color=colour, marker=".", label=run.name)
+            dots = "." if len(seen) < 40 else None  # more of them hide the line
+            axis.plot([a for a, _ in seen], [v for _, v in seen], color=colour, marker=dots, label=run.name)
         axis.set(title=name, xlabel=label, ylim=(0, 1))
         _grid(axis, rounds=x == "round")
     axes[0].legend(fontsize=8)
