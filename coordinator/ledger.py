@@ -171,6 +171,8 @@ class Ledger:
                 at.stored, at.opened = {}, True
                 # The plan itself is not replayed, only what it led to; a strategy that draws does so by round.
             elif record.kind == "update":
+                if not at.opened:
+                    continue  # a crash left it without its round's opening: nobody was told of either
                 head = UpdateHead.from_dict(header["head"])
                 heads[head.id] = head
                 self._at[head.id], self._layout[head.id] = record.position, header["layout"]

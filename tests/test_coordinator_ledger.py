@@ -77,6 +77,24 @@ def same(a: dict[str, Vector], b: dict[str, Vector]) -> bool:
     return all(a[name].tobytes() == b[name].tobytes() for name in b)
 
 
+def test_an_update_that_a_crash_left_without_its_rounds_opening_counts_for_nothing(tmp_path: Path) -> None:
+    """Both can be of one batch where rounds are buffered, and a torn batch may lose its beginning alone."""
+    ledger, update = Ledger(tmp_path, SPEC), update_of("a", 1)
+    ledger.begin(1)
+    ledger.update(UpdateHead.of(update), update, 1)
+    ledger.journal.sync()
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    assert (at.opened, at.stored) == (False, {})
+    ledger.open(Open(1, 1, {}, {}))
+    ledger.journal.sync()
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    assert (at.opened, at.stored) == (True, {})
+    ledger.update(UpdateHead.of(update), update, 1)
+    ledger.journal.sync()
+    assert list(ledger.resume(strategy(), initial(SPEC)[0]).stored) == ["a"]
+    ledger.close()
+
+
 def test_a_run_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     blocks = committed(tmp_path, 4)
     ledger = Ledger(tmp_path, SPEC)

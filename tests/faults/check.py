@@ -86,6 +86,8 @@ class Check:
             self._seen = record.position
             if torn and record.kind == "open" and record.header["round"] > self.round + 1:
                 continue
+            if torn and record.kind == "update" and record.header["into"] not in self.opened:
+                continue
             if record.kind == "run":
                 self.epochs.add(record.header["epoch"])
                 self.hold(len(self.epochs) == 1, 2, f"the run was begun anew: epochs {self.epochs}")
