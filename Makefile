@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # The CPU build: an unpinned torch would bring several GB of CUDA to a laptop.
 TORCH := torch==2.13.0
-EXTRAS := train,plot,broker,dashboard,metrics,log
+EXTRAS := train,plot,fast,broker,dashboard,metrics,log
 
 .PHONY: setup test check demo acl-matrix bench clean
 
