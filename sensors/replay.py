@@ -25,6 +25,7 @@ class ReplaySource:
     piece_s       seconds of samples in a piece; it comes when its last sample has been sensed
     origin        time of the first sample
     loop          begin again at the end, on the same clock
+    awake_s       seconds before a piece is due that are not slept: the processor is at hand when it is
 
     Pieces are due at fixed moments of the monotonic clock, so a late one delays none of those that follow.
     """
@@ -41,6 +42,7 @@ class ReplaySource:
         piece_s: float = 0.2,
         origin: float = 0.0,
         loop: bool = False,
+        awake_s: float = 0.0,
     ) -> None:
         if not speed > 0:
             raise ValueError(f"speed {speed}: expected more than 0; 1 is the recorded pace, inf as fast as possible")
@@ -52,6 +54,7 @@ class ReplaySource:
         self._dataset, self._subject, self._part, self._activities = dataset, subject, part, activities
         self._speed, self._origin, self._loop = speed, origin, loop
         self._length = max(1, round(piece_s * dataset.rate_hz))
+        self._awake_s = awake_s
         self._closed = threading.Event()
         self._ended = False
         self._over = True  # nothing is left to fetch
@@ -70,13 +73,14 @@ class ReplaySource:
         if upcoming is None:
             self._ended = True
             return None
-        wait = self.due(upcoming) - time.monotonic()
+        due = self.due(upcoming)
+        wait = due - self._awake_s - time.monotonic()
         if wait > 0 and (self._closed.wait(wait if timeout is None else min(wait, timeout)) or _still(wait, timeout)):
             self._ended = self._closed.is_set()
             return None
-        self._next = (
-            None  # the one after it is fetched later: a new recording may have to be loaded, and this one is due
-        )
+        while time.monotonic() < due:
+            pass
+        self._next = None  # fetched later: a new recording may have to be loaded, and this piece is due
         return upcoming
 
     @property
@@ -95,6 +99,10 @@ class ReplaySource:
         if math.isinf(self._speed):
             return -math.inf
         return self._began + (samples.time - self._origin + len(samples) / samples.rate_hz) / self._speed
+
+    def seconds(self) -> float:
+        """How much will be played in one turn, the silences between stretches left out; reads all of it."""
+        return sum(len(labels) for labels, _ in self._stretches()) / self._dataset.rate_hz
 
     @property
     def ended(self) -> bool:

@@ -24,7 +24,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "lab": {"CASES": (("20 devices", MLP, 20, 32, 16, 1, 5.0),), "REPEATS": 1},
     "power": {"SECONDS": 0.5},
     "protocol": {"ROUNDS": 3, "PINGS": 5, "DEVICES": 2},
-    "reading": {"TURNS": 1, "BOUT_S": 4.0},
+    "reading": {"TURNS": 1, "STARTS": 1, "BOUT_S": 4.0, "SEGMENTS": 5},
+    "replay": {"SECONDS": 6.0},
     "round": {"ROUNDS": 9, "DEVICES": 2},
 }
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -23,14 +27,14 @@ from protocol.mqtt import MqttTransport
 from protocol.transport import Event, Received
 from sensors.mqtt_source import TopicSource
 from sensors.originals import write_mhealth, write_pamap2
-from sensors.recording import DataError
+from sensors.recording import DataError, Recording
 from sensors.replay import ReplaySource
 from sensors.stream import WindowRing
 from sensors.synthetic import Synthetic
 from sensors.windows import cut
 from sensors.wire import read_about
 from tools.cli import build
-from tools.replay import publish_all, speed_of, wait_for
+from tools.replay import AWAKE_S, publish_all, speed_of, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +157,7 @@ def test_what_is_replayed_becomes_the_same_windows_at_the_other_end(
     listener = Listener(broker, f"{fleet}/#", f"listener-{fleet}")
     source = ReplaySource(made, "1", ["wrist_acc", "ecg"], speed=float("inf"))
     played = publish_all(source, player, fleet, made.activities, threading.Event())
+    assert played.seconds == pytest.approx(source.seconds())
     listener.until(1 + 2 * played.pieces)
     listener.close()
     told = next(payload for _, topic, payload in listener.got if topic == f"{fleet}/about")
@@ -176,22 +181,34 @@ def test_what_is_replayed_becomes_the_same_windows_at_the_other_end(
 def test_at_the_recorded_pace_pieces_come_within_five_milliseconds(
     broker: Broker, fleet: str, player: MqttTransport
 ) -> None:
-    made = Synthetic(subjects=1, activities=("walking",), bouts=1, bout_s=3.0)
+    made = SlowlyLoaded(subjects=1, activities=("walking",), bouts=1, bout_s=3.0)
     listener = Listener(broker, f"{fleet}/wrist_acc", f"listener-{fleet}")
-    source = ReplaySource(made, "1", ["wrist_acc"], piece_s=0.1)
+    source = ReplaySource(made, "1", ["wrist_acc"], piece_s=0.1, awake_s=AWAKE_S)
     waking: list[float] = []
     machine = threading.Thread(target=_wake_on_time, args=(waking, 35, 0.1))
     machine.start()
-    played = publish_all(source, player, fleet, made.activities, threading.Event())
+    played = publish_all(source, player, fleet, made.activities, threading.Event(), dated=True)
     listener.until(played.pieces)
     listener.close()
     machine.join()
+    since_epoch = time.time() - time.monotonic()
+    sensed = [json.loads(payload)["time"] + 0.1 for _, _, payload in listener.got[:-1]]
     came = np.diff([at for at, _, _ in listener.got])
     # What a thread that only sleeps is late at the same time is the machine's, busy with other tests, not the replay's.
     allowed = 0.005 + 4 * float(np.median(waking))
     assert played.lateness(0.5) < allowed
     assert np.median(np.abs(came - 0.1)) < 2 * allowed
     assert abs(came.sum() - 0.1 * len(came)) < 0.1 + 4 * max(waking)  # no drift over all of it
+    after = [at + since_epoch - then for (at, _, _), then in zip(listener.got, sensed, strict=False)]
+    assert -0.002 < np.median(after) < 2 * allowed  # the time in a message is that of its samples
+
+
+class SlowlyLoaded(Synthetic):
+    """As a long file is at its first start."""
+
+    def recordings(self, subject: str) -> Iterator[Recording]:
+        time.sleep(0.4)
+        yield from super().recordings(subject)
 
 
 def _wake_on_time(late: list[float], times: int, every: float) -> None:
@@ -217,11 +234,17 @@ def test_the_command_ends_soon_after_ctrl_c(broker: Broker, fleet: str) -> None:
         fleet,
     ]
     repository = Path(__file__).parent.parent
+    watcher, terminal = pty.openpty()
     running = subprocess.Popen(
-        [sys.executable, "-m", "tools.cli", *command], stdout=subprocess.PIPE, text=True, cwd=repository
-    )
+        [sys.executable, "-m", "tools.cli", *command],
+        stdout=subprocess.PIPE, stderr=terminal, text=True, cwd=repository, env=os.environ | {"TERM": "xterm"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown: list[bytes] = []
+    reading = threading.Thread(target=_read_to_the_end, args=(watcher, shown), daemon=True)
+    reading.start()
     try:
-        listener.until(4, 30.0)
+        listener.until(8, 30.0)
         running.send_signal(signal.SIGINT)
         began = time.monotonic()
         said, _ = running.communicate(timeout=10)
@@ -230,9 +253,20 @@ def test_the_command_ends_soon_after_ctrl_c(broker: Broker, fleet: str) -> None:
         listener.close()
     assert time.monotonic() - began < 3.0
     assert running.returncode == 0
+    reading.join(10)
+    os.close(watcher)
+    # On a terminal: how far it is, and the time left, roughly so soon after the beginning.
+    left = re.findall(rb"[1-9]\d* of (\d+) s.*?\d:(\d\d):(\d\d)", b"".join(shown))
+    assert left and all(int(total) / 3 < 60 * int(m) + int(s) < 3 * int(total) for total, m, s in left[-1:])
     assert "s of recording in" in said.splitlines()[-1] and "at most" in said.splitlines()[-1]
     first = json.loads(next(payload for _, topic, payload in listener.got if topic == f"{fleet}/ecg"))
     assert abs(first["time"] - time.time()) < 60 and first["rate"] == 50.0 and len(first["values"]) == 10
+
+
+def _read_to_the_end(terminal: int, shown: list[bytes]) -> None:
+    with contextlib.suppress(OSError):  # the other side has closed it
+        while data := os.read(terminal, 4096):
+            shown.append(data)
 
 
 def test_without_a_broker_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

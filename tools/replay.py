@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from sensors.wire import ABOUT, about, encode
 from tools.shown import progress
 
 CONNECT_S = 30.0
+AWAKE_S = 0.001  # before a piece is due; it takes a third off how late pieces are on a busy machine
 CONGESTED_S = 0.005  # pause before a publish that the broker had no room for is tried again
 
 
@@ -55,16 +57,21 @@ def publish_all(
     activities: Sequence[str],
     stop: threading.Event,
     told: Callable[[float], None] = lambda seconds: None,
+    *,
+    dated: bool = False,
 ) -> Played:
     """Play an unopened source onto <prefix>/<modality> until it ends or `stop` is set. The transport is open.
 
-    told    called after every piece with the seconds of recording played so far
+    told     called after every piece with the seconds of recording played so far
+    dated    the times published are seconds since the epoch, else since the replay began
     """
     transport.publish(f"{prefix}/{ABOUT}", about(source.modalities, activities), retain=True)
     played = Played()
     source.open()
+    began = time.time() if dated else 0.0  # not earlier: the first recording may have taken long to load
     while (samples := source.upcoming) is not None:
-        payloads = {m: encode(samples, m) for m in samples.streams}  # while there is time: it is not due yet
+        sent = replace(samples, time=samples.time + began)
+        payloads = {m: encode(sent, m) for m in sent.streams}  # while there is time: it is not due yet
         taken = None
         while taken is None and not stop.is_set() and not source.ended:
             taken = source.read(0.2)
@@ -150,11 +157,12 @@ def replay(
     broker = (load(config, Config) if config else Config()).broker
     changed = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     broker = broker.model_copy(update={**changed, "inflight": 100, "queue_bytes": 1 << 20})
-    origin = time.time() if pace == 1.0 else 0.0
-    source = ReplaySource(found.dataset, who, modality, speed=pace, piece_s=piece, origin=origin, loop=loop)
+    source = ReplaySource(found.dataset, who, modality, speed=pace, piece_s=piece, loop=loop, awake_s=AWAKE_S)
     where = prefix or f"sensors/{found.dataset.name}/{who}"
     print(found.note)
     print(f"playing {', '.join(m.name for m in source.modalities)} onto {where}/... at {broker.where}")
+    # All of it has to be read to know how long it is: for somebody who watches only.
+    total = source.seconds() if sys.stderr.isatty() and not loop else None
     transport = MqttTransport(broker, f"operator-{check_name(name, 'name')}-replay")
     stop, events = threading.Event(), queue.SimpleQueue[Event]()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -163,10 +171,10 @@ def replay(
     began = time.monotonic()
     try:
         wait_for(events, broker.where, CONNECT_S)
-        with progress("playing") as step:
+        with progress("playing", total, "s") as step:
             played = publish_all(
                 source, transport, where, found.dataset.activities, stop,
-                lambda seconds: step(None, f"{seconds:.0f} s of recording"),
+                lambda seconds: step(seconds, "" if total else f"{seconds:.0f} s of recording"), dated=pace == 1.0,
             )  # fmt: skip
     finally:
         transport.close()
