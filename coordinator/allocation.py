@@ -8,6 +8,7 @@ once; above that, blocks are added greedily by what they bring for what they cos
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from math import log1p
 from typing import Any
 
@@ -56,11 +57,17 @@ def _as_steps(chosen: Iterable[str], steps: int) -> Steps:
     return {**dict.fromkeys(chosen, steps), SHARED: steps} if steps else {}
 
 
+@lru_cache(maxsize=EXACT + 1)
+def _subsets(n: int) -> npt.NDArray[Any]:
+    """All subsets of n blocks, a row each: (2^n, n) of 0 and 1."""
+    return (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+
+
 def _exact(w: Work, utility: Mapping[str, float], budget: Budget, cap: int, forced: Sequence[str]) -> Steps:
-    n = len(w.blocks)
-    masks = (np.arange(2**n)[:, None] >> np.arange(n)) & 1  # (2^n, n)
-    must = np.array([m in forced for m in w.blocks], bool)
-    masks = masks[(masks[:, must] == 1).all(axis=1)]
+    masks = _subsets(len(w.blocks))
+    if forced:
+        must = np.array([m in forced for m in w.blocks], bool)
+        masks = masks[(masks[:, must] == 1).all(axis=1)]
 
     def total(of: Mapping[str, float], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         sums: npt.NDArray[Any] = rows @ np.array([of[m] for m in w.blocks], float)

@@ -7,6 +7,7 @@ that a newer peer is understood; everything else that does not fit is refused wi
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
@@ -51,7 +52,7 @@ class Message(BaseModel):
 
     def encode(self) -> bytes:
         """msgpack of the fields, defaults left out."""
-        packed: bytes = msgpack.packb(_plain(self))
+        packed: bytes = msgpack.packb(self, default=_plain)
         return packed
 
 
@@ -318,21 +319,26 @@ def decode(kind: type[M], payload: bytes | memoryview) -> M:
         raise Malformed(kind.__name__, f"{where}: {first['msg']}") from None
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """Fields as msgpack takes them. model_dump would turn buffers into lists and walk every value."""
+_REQUIRED = object()
+
+
+@cache
+def _fields(kind: type[Message]) -> tuple[tuple[str, object], ...]:
+    """(name, default) of every field."""
+    fields = kind.model_fields.items()
+    return tuple((name, _REQUIRED if field.is_required() else field.get_default()) for name, field in fields)
+
+
+def _plain(message: object) -> dict[str, Any]:
+    """A message's fields, for msgpack, which finds messages within them by itself. TypeError for anything else.
+
+    model_dump would turn buffers into lists and walk every value.
+    """
+    if not isinstance(message, Message):
+        raise TypeError(f"{type(message).__name__} cannot travel in a message")
     plain = {}
-    for name, field in type(message).model_fields.items():
+    for name, default in _fields(type(message)):
         value = getattr(message, name)
-        if field.is_required() or value != field.get_default():
-            plain[name] = _plain_value(value)
+        if default is _REQUIRED or value != default:
+            plain[name] = value
     return plain
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, Message):
-        return _plain(value)
-    if isinstance(value, dict):
-        return {key: _plain_value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_value(item) for item in value]
-    return value
