@@ -108,6 +108,7 @@ def configuration(demo: Plan, folder: Path, broker: BrokerConfig, strategy: str,
         quotas=QUOTAS if real else {},
         watts=WATTS,
         overlap=0.5,
+        telemetry=5.0,
     )
     return "\n".join(lines) + "\n"
 
@@ -121,6 +122,7 @@ def fleet_sections(
     quotas: Mapping[str, float],
     watts: Mapping[str, float],
     overlap: float,
+    telemetry: float = 0.0,
 ) -> list[str]:
     """Lines of a configuration file: who judges, and every device process. `quotas` and `watts` go by tier."""
     lines = ["", "[evaluation]", f'dataset = "{dataset}"', f"held_out = {_list(held_out)}"]
@@ -141,7 +143,7 @@ def fleet_sections(
             f'state = "{state}"',
             f"quota = {quotas.get(d.tier, 0)}",
             f"watts = {watts[d.tier]}",
-            "telemetry = 0",
+            f"telemetry = {telemetry:g}",
             "[device.source]",
             f'dataset = "{dataset}"',
             f'subject = "{d.subject}"',
