@@ -13,8 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,11 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the oldest that torch's exporter writes; ONNX Runtime 1.20 reads it
 SCORES = "scores"
+KEPT = 4  # models whose parts are remembered: tracing takes seconds, and a fleet exports the same one every few rounds
 _BATCH = 3  # windows in the example that is traced; any other number works later
+
+Progress = Callable[[float], object]
+_made: dict[ModelSpec, dict[str, bytes]] = {}
 
 
 def export(
@@ -45,14 +48,19 @@ def export(
     version: int = 0,
     versions: Mapping[str, int] | None = None,
     scale: Mapping[str, Scale] | None = None,
+    progress: Progress = lambda done: None,
 ) -> Kit:
     """Write the inference kit of a model into the new directory `folder` and return it.
 
     blocks, base    trained and frozen vectors by block. ValueError where one is missing or of the wrong length.
+    progress        hears how much of the work is done, from 0 to 1
     """
     network = loaded(spec, blocks, base)
-    made = Kit(spec, version, parts(spec), dict(blocks), dict(base), dict(versions or {}), dict(scale or {}))
+    most = len(spec.inputs) + 2  # every modality's graph, the shared one, the whole
+    graphs = parts(spec, lambda done: progress(done / most))
+    made = Kit(spec, version, graphs, dict(blocks), dict(base), dict(versions or {}), dict(scale or {}))
     kits.save(made, folder, whole(network, spec.names).SerializeToString())
+    progress(1.0)
     return made
 
 
@@ -67,13 +75,20 @@ def loaded(spec: ModelSpec, blocks: Mapping[str, Vector], base: Mapping[str, Vec
     return network.eval()
 
 
-def parts(spec: ModelSpec) -> dict[str, bytes]:
-    """The graph part of every modality, and the shared one under "shared". Depends on the spec alone."""
-    return dict(_parts(spec))
+def parts(spec: ModelSpec, progress: Progress = lambda done: None) -> dict[str, bytes]:
+    """The graph part of every modality, and the shared one under "shared". Depends on the spec alone.
+
+    `progress` hears how many are made.
+    """
+    if spec not in _made:
+        while len(_made) >= KEPT:
+            del _made[next(iter(_made))]
+        _made[spec] = _parts(spec, progress)
+    progress(len(_made[spec]))
+    return dict(_made[spec])
 
 
-@lru_cache(maxsize=4)  # tracing takes seconds, and a fleet exports the same model every few rounds
-def _parts(spec: ModelSpec) -> dict[str, bytes]:
+def _parts(spec: ModelSpec, progress: Progress) -> dict[str, bytes]:
     cut = partition(spec)
     traced: dict[tuple[int, int], tuple[str, onnx.ModelProto]] = {}  # encoders of the same shape are traced once
     made = {}
@@ -83,6 +98,7 @@ def _parts(spec: ModelSpec) -> dict[str, bytes]:
             traced[shape] = i.name, _modality(spec, cut, i.name)
         like, model = traced[shape]
         made[i.name] = _part(model, cut, i.name, like)
+        progress(len(made))
     made[SHARED] = _part(_shared(spec, cut), cut, SHARED, SHARED)
     return made
 

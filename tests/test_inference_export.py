@@ -31,7 +31,9 @@ def checkpointed(root: Path, version: int) -> None:
 
 def test_a_checkpoint_becomes_a_kit_with_its_versions_and_normalisation(tmp_path: Path) -> None:
     checkpointed(tmp_path / "run", 7)
-    made = write(tmp_path / "run", tmp_path / "kits")
+    done: list[float] = []
+    made = write(tmp_path / "run", tmp_path / "kits", done.append)
+    assert 0.0 < done[0] < done[-1] == 1.0 and done == sorted(done), "its progress"
     kit = load(tmp_path / "kits/current")
     assert made.name == "kit-00000007"
     assert kit.versions == {"hand": 7, "shared": 8} and kit.scale == {"hand": Scale((1.0, 2.0), (3.0, 4.0))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +30,13 @@ def export(checkpoint: CheckpointPath = None, out: Out = Path("kits"), back: Bac
         return
     if checkpoint is None:
         raise ValueError("export: name a checkpoint, or use --back")
-    with progress("exporting"):
-        made = write(checkpoint, out)
+    with progress("exporting", 100, "%") as step:
+        made = write(checkpoint, out, lambda done: step(100 * done))
     size = sum(file.stat().st_size for file in made.iterdir())
     typer.echo(f"current: {made}  ({size / 1024:.0f} KiB)")
 
 
-def write(checkpoint: Path, out: Path) -> Path:
+def write(checkpoint: Path, out: Path, step: Callable[[float], object] = lambda done: None) -> Path:
     """Export into `out`/kit-<version>, point `current` to it and `previous` to the one before.
 
     Raises ValueError for a checkpoint that cannot be used; nothing is changed then.
@@ -65,6 +66,7 @@ def write(checkpoint: Path, out: Path) -> Path:
         version=found.version,
         versions=versions,
         scale={m: Scale(tuple(center), tuple(width)) for m, (center, width) in scales.items()},
+        progress=step,
     )
     aside.rename(target)
     before = _target(out, CURRENT)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.lab.experiment import Lab, table
-from tools.lab.measure import Measured, Result, Say, keep, measure
+from tools.lab.measure import Measured, Result, Say, Step, keep, measure
 from tools.lab.plan import Experiment
 from tools.lab.scores import STAY, Comparison, Curve, compare
 
@@ -22,12 +22,12 @@ ENOUGH = 0.9  # of its share of a core: with less, the machine and not the tier 
 AIM = 0.25  # by how much a measured ratio may differ from the simulated one
 
 
-def beside(experiment: Experiment, folder: Path, say: Say = print) -> str:
+def beside(experiment: Experiment, folder: Path, say: Say = print, step: Step = lambda done: None) -> str:
     """Measure the experiment, simulate the fleet that was measured, write table and report; returns the headline.
 
     `folder` gets points.csv (both, told apart by `clock`), report.md, the calibrated fleet file, and the runs.
     """
-    real = measure(experiment, folder, say)
+    real = measure(experiment, folder, say, step)
     keep(real.results, folder / "wall")
     twin = experiment.model_copy(update={"fleets": [str(real.fleet)], "folds": experiment.folds[:1]})
     twin = twin.model_copy(update={"seeds": experiment.seeds[:1]})

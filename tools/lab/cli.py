@@ -137,6 +137,7 @@ def measure(
 
     plan = read(file)
     folder = out or Path("runs") / time.strftime(f"{plan.name}-%Y%m%d-%H%M%S")
-    headline = beside(plan, folder, typer.echo)
+    with progress("measuring", 100, "%") as step:
+        headline = beside(plan, folder, typer.echo, lambda done: step(100 * done))
     typer.echo(f"report: {folder / 'report.md'}, table: {folder / 'points.csv'}")
     typer.echo(headline)

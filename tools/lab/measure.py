@@ -41,6 +41,7 @@ SCORE_SECONDS = 60.0  # for the scores that are behind when the last round is do
 TRAIN = 16 / 24  # of the time of every class: sensors.splits
 
 Say = Callable[[str], None]
+Step = Callable[[float], object]  # hears how much of the measuring is done, from 0 to 1
 Result = dict[str, Any]
 
 
@@ -92,7 +93,7 @@ class Measured:
     shares: dict[str, tuple[float, float]]
 
 
-def measure(experiment: Experiment, folder: Path, say: Say = print) -> Measured:
+def measure(experiment: Experiment, folder: Path, say: Say = print, step: Step = lambda done: None) -> Measured:
     """Run every method of the experiment for real, one after the other on the same processes.
 
     The reference runs for its rounds, every other method until its share of the reference's wall clock. Raises
@@ -114,7 +115,12 @@ def measure(experiment: Experiment, folder: Path, say: Say = print) -> Measured:
                     for device in where.devices:
                         parties.device(device.id, file)
                     _gather(parties, births, where)
-                run = _one(parties, births, cell, folder / cell.method, until * clock if not rounds else inf)
+                end = until * clock if not rounds else inf
+
+                def share(part: float, n: int = n) -> None:
+                    step((n + part) / len(cells))
+
+                run = _one(parties, births, cell, folder / cell.method, rounds, end, share)
                 clock = clock or run.seconds
                 results.append(result(cell, where, run))
                 record += run.rounds if n == 0 else []
@@ -160,7 +166,7 @@ def _world(e: Experiment) -> World:
     return where
 
 
-def _one(parties: Processes, births: Births, cell: Cell, folder: Path, until: float) -> Run:
+def _one(parties: Processes, births: Births, cell: Cell, folder: Path, rounds: int, until: float, share: Step) -> Run:
     """One method until its coordinator has done its rounds, or for so many seconds of wall clock; then its scores."""
     name, began, record = f"coordinator-{cell.method}", time.monotonic(), folder / "metrics.jsonl"
     if record.is_file():
@@ -174,6 +180,8 @@ def _one(parties: Processes, births: Births, cell: Cell, folder: Path, until: fl
         run, now = Run.read(cell.method, folder) if record.is_file() else Run(cell.method, [], []), time.monotonic()
         if parties.ended(name):  # it has scored its last round
             break
+        if run.rounds:
+            share(len(run.rounds) / rounds if rounds else run.seconds / until)
         if not run.rounds:
             if now - began > START_SECONDS:
                 raise RuntimeError(f"no round was done within {START_SECONDS:.0f} s; see {parties.folder}")
