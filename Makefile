@@ -13,7 +13,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing RELIEF and its tools into $(VENV) (a minute or two the first time)"
+	@echo "Installing RELIEF and its tools into $(VENV) (one to three minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	@$(BIN)/python -m pip install --quiet "$(TORCH)" "numpy<3"
 	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]" --group dev
