@@ -61,10 +61,13 @@ class Latecomers:
 
     def keep(self, assignments: Mapping[str, Assignment], round: int, declined: Collection[str] = ()) -> None:
         """These may still be answered in `round`, apart from those that are too old or declined."""
-        self.assignments = {
-            d: a for d, a in sorted(assignments.items()) if round - a.round <= self.staleness and d not in declined
-        }
-        self._restarted &= self.assignments.keys()
+        before, self.assignments = (
+            self.assignments,
+            {d: a for d, a in sorted(assignments.items()) if round - a.round <= self.staleness and d not in declined},
+        )
+        # What a device was asked in its new life it trains: were it still taken for free, every round would ask it
+        # anew, and it would never finish where rounds are short.
+        self._restarted = {d for d in self._restarted if d in self.assignments and self.assignments[d] == before.get(d)}
 
     def restarted(self, device: str) -> None:
         """The device lives anew."""

@@ -115,6 +115,18 @@ def test_who_declines_or_begins_another_life_is_asked_anew() -> None:
     ]  # from the outbox of its last life
 
 
+def test_who_lives_anew_is_asked_once_and_then_trains_on_like_everybody() -> None:
+    """Asked anew in every round, a device that is slower than the rounds would never come to an end."""
+    t = table("a", "b", "c", staleness=3)
+    round_of(t, "a", "b")
+    t.feed(StatusArrived("c", birth(boot="b2")))
+    after = round_of(t, "a", "b")
+    assert {a.device for a in kinds(after, Send)} == {"a", "b", "c"}  # its first life's training is lost
+    after = round_of(t, "a", "b")
+    assert {a.device for a in kinds(after, Send)} == {"a", "b"}
+    assert t.core.late.assignments["c"].round == 3
+
+
 def test_between_rounds_a_late_update_is_asked_to_come_again_and_that_is_no_refusal() -> None:
     t = table("a", "b", "c")
     for device in ("a", "b"):
