@@ -83,3 +83,12 @@ def test_the_search_survives_a_restart_at_any_round(name: str) -> None:
         broken.restore(kept)
     assert seen[0] == seen[1]
     assert len(set(seen[0])) > 2
+
+
+@pytest.mark.parametrize("wanted", ["fastest", "learned"])
+def test_a_device_whose_windows_are_still_filling_does_not_hurry_the_others(wanted: str) -> None:
+    of = spec(2)
+    usual = [Member(f"d{n}", of.names, 40, speed_from_flops(of, f)) for n, f in enumerate((1e8, 5e7, 1e7))]
+    begun = Member("new", of.names, 2, speed_from_flops(of, 1e8))
+    planner = strategy("relief")(of, Settings(deadline=wanted))
+    assert planner.deadline([*usual, begun]) == planner.deadline(usual) > planner.full_seconds(begun)

@@ -22,6 +22,8 @@ from models.local import Local
 from models.partition import Vector
 from models.spec import ModelSpec
 
+FILLED = 0.25  # of the fleet's median windows: who holds fewer has no say in how long a round lasts
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -149,7 +151,9 @@ class Strategy:
         wanted = self.settings.deadline
         if wanted == "none" or not members:
             return float("inf")
-        full = [self.full_seconds(m) for m in members]
+        # A device that has just begun to fill its windows has a full round of next to nothing: it must not hurry all.
+        usual = float(np.median([m.windows for m in members]))
+        full = [self.full_seconds(m) for m in members if m.windows >= FILLED * usual]
         if self.pacing:
             return self.pacing.deadline(min(full), max(full))
         if wanted == "fastest":
