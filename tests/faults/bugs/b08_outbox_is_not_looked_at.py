@@ -3,6 +3,6 @@
 MODULE = "device_runtime.agent"
 OLD = """\
         for update, assignment in kept:
-            self._backlog.add(update, 0.0)"""
+            self._backlog.add(update, math.inf, begun=True)  # what of it has come is asked first"""
 NEW = """\
         for update, assignment in kept:"""
