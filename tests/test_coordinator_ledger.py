@@ -164,6 +164,19 @@ def test_what_devices_said_of_replayed_rounds_is_heard_again(tmp_path: Path) -> 
     ledger.close()
 
 
+def test_a_checkpoint_of_the_same_round_again_drops_no_more_of_the_journal(tmp_path: Path) -> None:
+    """As when a run ends right after a checkpoint was due: what the one before it needs stays."""
+    committed(tmp_path, 4)
+    ledger = Ledger(tmp_path, SPEC)
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    assert ledger.checkpoint(at, strategy(), {}, force=True) is not None
+    kept = [record.kind for record in ledger.journal.records()]
+    assert "commit" in kept
+    assert ledger.checkpoint(at, strategy(), {}, force=True) is None
+    assert [record.kind for record in ledger.journal.records()] == kept
+    ledger.close()
+
+
 def test_momentum_is_in_the_checkpoint(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, SPEC)
     blocks = initial(SPEC)[0]
