@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -20,9 +21,11 @@ INNOCENT = ("stale", "duplicate", "quarantined", "not assigned")  # refusals tha
 class Defence:
     """Judges updates before they are stored, and counts refusals per device.
 
-    bound      an update is refused whose change per step is longer than so many times the median length of the last
-               round's; 0: no bound. The bound of a block begins after WARM_UP rounds of COHORT updates. Refused lengths
-               count for the median too: a cohort that moves on as a whole is let in a round later, a minority never
+    bound      an update is refused whose change per step is longer than so many times the largest median length of any
+               round before; 0: no bound. Not of the last round: as training converges most steps shrink to nothing, and
+               an honest device with a hard batch is 35 times as long as the median. The bound of a block begins after
+               WARM_UP rounds of COHORT updates. Refused lengths count for the median too: a cohort that moves on as a
+               whole is let in a round later, a minority never
     limits     when refusals lead into quarantine; None: never
     momentum   of the local rule, which a step's length depends on
     """
@@ -30,7 +33,7 @@ class Defence:
     def __init__(self, *, bound: float = 10.0, limits: Limits | None = None, momentum: float = 0.0) -> None:
         self.bound, self._momentum = bound, momentum
         self.quarantine = Quarantine(limits) if limits else None
-        self.medians: dict[str, float] = {}  # block -> median length per step of the last round's changes
+        self.medians: dict[str, float] = {}  # block -> largest median, of all rounds, of the changes' length per step
         self._round: dict[str, dict[str, float]] = defaultdict(dict)  # block -> device -> length per step
         self._rounds: dict[str, int] = defaultdict(int)  # block -> rounds with a median
 
@@ -49,8 +52,8 @@ class Defence:
                 self._round[block][update.device] = length
             if self.bound and usual and length > self.bound * usual:
                 reason = reason or (
-                    f"block {block}: norm {length:.3g} a step, the cohort's median was {usual:.3g} and at most "
-                    f"{self.bound:g} times that is taken"
+                    f"block {block}: norm {length:.3g} a step, the cohort's median was never above {usual:.3g} and "
+                    f"at most {self.bound:g} times that is taken"
                 )
         return reason
 
@@ -63,9 +66,20 @@ class Defence:
         """A round is closed: its medians bound the next."""
         for block, lengths in self._round.items():
             if len(lengths) >= COHORT:
-                self.medians[block] = float(np.median(list(lengths.values())))
+                median = float(np.median(list(lengths.values())))
+                self.medians[block] = max(median, self.medians.get(block, 0.0))
                 self._rounds[block] += 1
         self._round.clear()
+
+    @property
+    def lengths(self) -> dict[str, float]:
+        """block -> median that bounds it now; `restore` takes it in another life of the coordinator."""
+        return {block: median for block, median in self.medians.items() if self._rounds[block] >= WARM_UP}
+
+    def restore(self, lengths: Mapping[str, float]) -> None:
+        """Go on with the bounds of an earlier life."""
+        self.medians.update(lengths)
+        self._rounds.update(dict.fromkeys(lengths, WARM_UP))
 
     def refused(self, device: str, reason: str, now: float) -> Held | None:
         """Count a refusal; what holds the device from now on, if this one was too much."""

@@ -46,6 +46,7 @@ class Resumed:
     stored: dict[str, UpdateHead] = field(default_factory=dict)
     done: dict[str, UpdateHead] = field(default_factory=dict)
     late: dict[str, Assignment] = field(default_factory=dict)  # of closed rounds, not answered
+    lengths: dict[str, float] = field(default_factory=dict)  # block -> what its norm bound rests upon
     opened: bool = False  # whether `round` has begun
     said: str = ""
 
@@ -133,6 +134,7 @@ class Ledger:
             "strategy": {"name": strategy.name, "state": strategy.state()},
             "done": {d: head.to_dict() for d, head in resumed.done.items()},
             "late": {d: a.model_dump() for d, a in resumed.late.items()},
+            "lengths": resumed.lengths,
         }
         written = save(
             self.folder / "checkpoints", resumed.round - 1, dict(resumed.blocks), self.spec, meta, base=dict(base)
@@ -197,6 +199,7 @@ class Ledger:
         at.scales = {m: (c, w) for m, (c, w) in meta["scales"].items()}
         at.done = {d: UpdateHead.from_dict(h) for d, h in meta["done"].items()}
         at.late = _assignments(meta.get("late", {}))
+        at.lengths = {block: float(length) for block, length in meta.get("lengths", {}).items()}
         if meta["strategy"]["name"] != strategy.name:
             raise CannotResume(
                 f"{self.folder}: the run was made with strategy {meta['strategy']['name']!r}, the configuration says "

@@ -143,6 +143,7 @@ class Coordinator:
         self.core.epoch, self.core.round = at.epoch, at.round
         self.core.versions, self.core.done = at.versions, at.done
         self.core.scales.update(at.scales)
+        self._defence.restore(at.lengths)
         self.blocks = at.blocks
         self.core.late.keep(at.late, at.round)
         if at.opened:
@@ -316,7 +317,7 @@ class Coordinator:
         """Write down where we are; a disk that is full costs only a longer replay and a longer journal."""
         core = self.core
         at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, done=core.done)
-        at.late = core.late.assignments
+        at.late, at.lengths = core.late.assignments, self._defence.lengths
         try:
             written = self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
             if written:

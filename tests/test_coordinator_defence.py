@@ -44,13 +44,32 @@ def committed(defence: Defence, lengths: list[float], rounds: int = 1) -> None:
         defence.committed()
 
 
-def test_lengths_are_bounded_by_the_median_of_the_round_before_per_step() -> None:
+def test_an_honest_device_is_not_refused_because_the_others_have_converged() -> None:
+    """Most steps shrink to nothing as training ends; a hard batch is as long as it was in the beginning."""
+    defence = Defence(bound=10.0)
+    committed(defence, [1.0, 2.0, 3.0], WARM_UP)
+    committed(defence, [0.01, 0.02, 0.03], 50)
+    assert defence.judge(an_update("x", 2.0)) == ""
+    assert defence.judge(an_update("x", 200.0)) != ""
+    later = Defence(bound=10.0)
+    later.restore(defence.lengths)
+    committed(later, [0.01, 0.02, 0.03], WARM_UP)
+    assert later.judge(an_update("x", 2.0)) == ""
+
+
+def test_nothing_is_kept_of_a_bound_that_has_not_begun() -> None:
+    defence = Defence(bound=10.0)
+    committed(defence, [1.0, 2.0, 3.0], WARM_UP - 1)
+    assert defence.lengths == {}
+
+
+def test_lengths_are_bounded_by_the_largest_median_so_far_per_step() -> None:
     defence = Defence(bound=10.0)
     committed(defence, [1.0, 2.0, 3.0], WARM_UP)
     assert defence.medians["torso"] == pytest.approx(2.0, rel=1e-5)
     assert defence.judge(an_update("x", 19.0, steps=7)) == ""
     reason = defence.judge(an_update("x", 21.0, steps=7))
-    assert reason.startswith("block torso: norm 21 a step") and "median was 2" in reason
+    assert reason.startswith("block torso: norm 21 a step") and "median was never above 2" in reason
 
 
 def test_first_rounds_are_free_because_lora_begins_near_zero() -> None:
