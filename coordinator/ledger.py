@@ -62,7 +62,7 @@ class Ledger:
         self._since_checkpoint = 0
         self.mended: list[int] = []  # rounds whose updates were lost, taken from their commits when resuming
         self._checkpointed = 1  # first round that is not in the newest checkpoint
-        self._there = False  # whether there is a checkpoint
+        self._kept_from = 1  # first round that is not in the one before it
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -124,8 +124,6 @@ class Ledger:
         if not force and self._since_checkpoint < CHECKPOINT_EVERY:
             return None
         self._since_checkpoint = 0
-        if self._there and resumed.round == self._checkpointed:
-            return None  # it would be the same, and the journal behind the one before it would go for nothing
         meta = {
             "epoch": resumed.epoch,
             "round": resumed.round,
@@ -141,8 +139,9 @@ class Ledger:
         )
         # What the checkpoint before this one needs is kept, in case this one turns out to be damaged; the run record
         # stays too, so that the folder explains itself.
-        keep_from, self._checkpointed, self._there = self._checkpointed, resumed.round, True
-        self.journal.compact(lambda r: r.kind == "run" or _round_of(r.header) >= keep_from)
+        if resumed.round > self._checkpointed:  # the same round again, as where a run ends, drops no more
+            self._kept_from, self._checkpointed = self._checkpointed, resumed.round
+        self.journal.compact(lambda r: r.kind == "run" or _round_of(r.header) >= self._kept_from)
         return written
 
     # -- resuming ----------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ class Ledger:
         saved = latest(self.folder / "checkpoints")
         if saved is not None:
             self._from_checkpoint(at, saved, strategy)
-            self._checkpointed, self._there = at.round, True
+            self._checkpointed = at.round
         heads: dict[str, UpdateHead] = {}
         for record in self.journal.records():
             header = record.header

@@ -172,7 +172,7 @@ def test_a_checkpoint_of_the_same_round_again_drops_no_more_of_the_journal(tmp_p
     assert ledger.checkpoint(at, strategy(), {}, force=True) is not None
     kept = [record.kind for record in ledger.journal.records()]
     assert "commit" in kept
-    assert ledger.checkpoint(at, strategy(), {}, force=True) is None
+    assert ledger.checkpoint(at, strategy(), {}, force=True) is not None
     assert [record.kind for record in ledger.journal.records()] == kept
     ledger.close()
 
