@@ -65,7 +65,7 @@ INPUTS ?= 1000000
 ROUNDS ?= 2000
 .PHONY: simulate-faults chaos fuzz soak-rounds
 
-# Bad days on virtual time: 10,000 seeds in about 12 minutes on two idle cores.
+# Bad days on virtual time: 500 seeds take 1 to 5 minutes, by how fast and busy the machine is.
 simulate-faults: $(STAMP)
 	@$(BIN)/python -m tests.faults $(SEEDS)
 

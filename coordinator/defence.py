@@ -23,7 +23,7 @@ class Defence:
 
     bound      an update is refused whose change per step is longer than so many times the largest median length of any
                round before; 0: no bound. Not of the last round: as training converges most steps shrink to nothing, and
-               an honest device with a hard batch is 35 times as long as the median. The bound of a block begins after
+               an honest device was seen 30 times as long as the median. The bound of a block begins after
                WARM_UP rounds of COHORT updates. Refused lengths count for the median too: a cohort that moves on as a
                whole is let in a round later, a minority never
     limits     when refusals lead into quarantine; None: never
@@ -63,7 +63,7 @@ class Defence:
             self.quarantine.accepted(device)
 
     def committed(self) -> None:
-        """A round is closed: its medians bound the next."""
+        """A round is closed: its medians count for the bound from now on."""
         for block, lengths in self._round.items():
             if len(lengths) >= COHORT:
                 median = float(np.median(list(lengths.values())))

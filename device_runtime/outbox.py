@@ -197,6 +197,7 @@ class Outbox:
                 found.append(whole[0])
         for entry in sorted(found, key=lambda e: e.order):
             self._entries[entry.update] = entry
+            self._unsynced.add(entry.update)  # whoever wrote it may have been killed before it was
 
     def _write(self, entry: Entry, body: bytes) -> None:
         content = msgpack.packb([entry.update, entry.assignment, entry.order, body])
