@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.partition import Vector
-from protocol.chunks import CHUNK, split
+from protocol.chunks import CHUNK, ENVELOPE, split
 from protocol.messages import CoordinatorState, Manifest
 from protocol.topics import Topics
 from protocol.transport import Transport
@@ -49,8 +49,11 @@ class Publisher:
                 "width": width,
             }
         )
+        said = manifest.encode()
+        if len(said) < ENVELOPE / 2:  # with very many channels there may be no room left for it
+            chunks[0] = chunks[0].model_copy(update={"manifest": manifest})
         messages = [(self._topics.chunk(name, chunk.index), chunk.encode()) for chunk in chunks]
-        messages.append((self._topics.manifest(name), manifest.encode()))
+        messages.append((self._topics.manifest(name), said))
         for surplus in range(len(chunks), self._chunks.get(name, 0)):
             self._bulk.publish(self._topics.chunk(name, surplus), b"", retain=True)
         self._chunks[name], self._retained[name] = len(chunks), messages

@@ -19,6 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from coordinator import memory
 from coordinator.commit import fold_round
 from coordinator.defence import Defence
 from coordinator.estimate import FedAvgEstimate
@@ -122,6 +123,7 @@ class Coordinator:
 
     def run(self, stop: threading.Event) -> None:
         """Coordinate until `stop` is set, all rounds are done, or the broker refuses us for good (`stopped`)."""
+        memory.keep()
         self._resume()
         will = CoordinatorState(online=False, boot=self.boot, epoch=self.core.epoch)
         self._control.open(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import singledispatchmethod
+from functools import singledispatch
 
 from device_runtime import assignments
 from device_runtime.backlog import Backlog
@@ -44,6 +44,7 @@ from device_runtime.events import (
     Tick,
     TrainingDone,
     TrainingFailed,
+    Unsubscribe,
     Upload,
     UseModel,
 )
@@ -64,6 +65,7 @@ from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Stopped
 
 ASK_AGAIN = 5.0  # seconds without progress after which missing blocks are asked for once more
+ONLY, ALL = "0", "+"  # chunks to subscribe to; ALL has the manifest with it, which lies beside them
 WELCOME = 1.0  # seconds that the coordinator's retained state may take to come before an old update is sent whole
 
 
@@ -100,7 +102,8 @@ class Agent:
             self._docket.done[assignment] = update
         self._asked = math.inf  # since when blocks have been missing, or when they were last asked for
         self._everything = False  # blocks of modalities that we do not own are needed too
-        self._following: set[str] = set()  # blocks whose chunks are subscribed to on this connection
+        self._following: dict[str, str] = {}  # block -> which of its chunks are subscribed to on this connection
+        self._carried: set[str] = set()  # those of them whose only chunk brings the manifest along
         self._decline = ""
         self._owned = set(birth.modalities)  # silent sensors included
         self._fetching: tuple[Order, int] | None = None  # a registered version whose blocks are on their way
@@ -115,7 +118,7 @@ class Agent:
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event; `now` in seconds on any clock that only goes forward."""
         try:
-            actions = self._on(event, now)
+            actions = Agent._on.dispatch(type(event))(self, event, now)
         except Malformed as error:
             self.counts["refused messages"] += 1
             actions = [Note(str(error), trouble=True)]
@@ -139,14 +142,14 @@ class Agent:
 
     # -- the connection --------------------------------------------------------------------------
 
-    @singledispatchmethod
+    @singledispatch  # singledispatchmethod would make a function anew at every call
     def _on(self, event: object, now: float) -> list[Action]:
         raise TypeError(f"not an event of the agent: {type(event).__name__}")
 
     @_on.register
     def _connected(self, event: Connected, now: float) -> list[Action]:
         self.connected = True
-        self._following.clear()
+        self._stop_following(self._following)
         self._backlog.all_due(now if self.coordinator else now + WELCOME)
         own = [self.fleet.device(self.device, leaf) for leaf in ("assignment", "answer", "order", "label")]
         manifests = self._manifest_filters()
@@ -155,7 +158,7 @@ class Agent:
     @_on.register
     def _lost(self, event: Lost, now: float) -> list[Action]:
         was, self.connected = self.connected, False
-        self._following.clear()
+        self._stop_following(self._following)
         return [Note(f"connection lost: {event.reason}")] if was else []
 
     @_on.register
@@ -201,18 +204,38 @@ class Agent:
     def _manifest(self, event: ManifestHeard, now: float) -> list[Action]:
         if event.block not in self._needed():
             return []
-        if self.downloads.manifest(event.block, event.manifest) or event.block in self._following:
-            return self._fetched()
-        if not self.connected:
-            return []
-        self._following.add(event.block)
-        return [Subscribe((self.fleet.chunk(event.block, "+"),))]
+        if self.downloads.manifest(event.block, event.manifest):
+            follow = []
+        else:
+            follow = self._follow(event.block, event.manifest.chunks)
+        if event.block in self._carried:  # all that it says has come before
+            follow.append(Unsubscribe((self.fleet.manifest(event.block),)))
+        return [*follow, *self._fetched()]
 
     @_on.register
     def _chunk(self, event: ChunkHeard, now: float) -> list[Action]:
+        follow: list[Action] = []
         if event.block in self._needed():
             self.downloads.chunk(event.block, event.chunk)
-        return self._fetched()
+            if event.chunk.manifest:
+                follow = self._follow(event.block, event.chunk.count)
+                if self._following.get(event.block) == ONLY:
+                    self._carried.add(event.block)
+        return [*follow, *self._fetched()]
+
+    def _follow(self, block: str, chunks: int) -> list[Action]:
+        """Subscribe to a block's chunks; to more of them where it has grown."""
+        which = ONLY if chunks == 1 else ALL
+        if not self.connected or self._following.get(block) in (which, ALL):
+            return []
+        self._following[block] = which
+        self._carried.discard(block)
+        return [Subscribe((self.fleet.chunk(block, which),))]
+
+    def _stop_following(self, blocks: Iterable[str]) -> None:
+        for block in tuple(blocks):
+            self._following.pop(block, None)
+            self._carried.discard(block)
 
     @_on.register
     def _answer(self, event: Answer, now: float) -> list[Action]:
@@ -266,7 +289,7 @@ class Agent:
     def _forget_fetched(self) -> None:
         names = self._release()
         self.downloads.forget(names)
-        self._following -= set(names)
+        self._stop_following(names)
         self._fetching = None
 
     @_on.register
@@ -336,11 +359,12 @@ class Agent:
         return [*follow, StartTraining(a, present, blocks, assignments.latest(a, job.received, self.model))]
 
     def _ask_for(self, job: Job, missing: tuple[str, ...], now: float) -> list[Action]:
-        filters = [self.fleet.manifest(b) for b in missing] + [self.fleet.chunk(b, "+") for b in missing]
+        filters = [self.fleet.manifest(b) for b in missing] + [self.fleet.chunk(b, ALL) for b in missing]
         asked = self._ask(job, tuple(filters), now)
         if asked:
             self.counts["blocks asked for again"] += len(missing)
-            self._following.update(missing)
+            self._stop_following(missing)
+            self._following.update(dict.fromkeys(missing, ALL))
         return asked
 
     def _ask(self, job: Job, filters: tuple[str, ...], now: float) -> list[Action]:

@@ -32,8 +32,9 @@ class Held:
 class Downloads:
     """The newest complete version of every block that was asked for.
 
-    A manifest says what is wanted; chunks of any other digest are of another version and never mixed in. Chunks may
-    come first, twice, or in any order. What is already here under the same digest is not needed again.
+    A manifest, alone or with the first chunk, says what is wanted; chunks of any other digest are of another version
+    and never mixed in. Chunks may come first, twice, or in any order. What is already here under the same digest is not
+    needed again.
     """
 
     def __init__(self) -> None:
@@ -59,13 +60,18 @@ class Downloads:
 
     def chunk(self, block: str, chunk: Chunk) -> bool:
         """Add a chunk; True if it completes the wanted version. Raises Malformed or TooLarge, and nothing changes."""
+        said = chunk.manifest
+        if said and (said.digest, said.chunks) != (chunk.digest, chunk.count):
+            raise Malformed("Chunk", f"block {block[:40]}: the manifest with it is of another version")
         held = self.held.get(block)
         if held and held.manifest.digest == chunk.digest:
-            return False
-        wanted = self._wanted.get(block)
+            return said is not None and self._keep(block, said, held.data)
+        wanted = said or self._wanted.get(block)
         if wanted and wanted.digest == chunk.digest and wanted.chunks != chunk.count:
             raise Malformed("Chunk", f"block {block[:40]}: {chunk.count} chunks, its manifest says {wanted.chunks}")
         whole = self._parts.setdefault(block, Reassembly()).add(chunk)
+        if said:
+            self._wanted[block] = said
         if whole is None:
             return False
         if wanted and wanted.digest == chunk.digest:

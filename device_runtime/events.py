@@ -145,6 +145,11 @@ class Subscribe:
 
 
 @dataclass(frozen=True)
+class Unsubscribe:
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Publish:
     topic: str
     message: Message
@@ -250,6 +255,7 @@ class Note:
 
 Action: TypeAlias = (
     Subscribe
+    | Unsubscribe
     | Publish
     | UseModel
     | StartTraining

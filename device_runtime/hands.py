@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import singledispatchmethod
+from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from device_runtime.agent import Agent
@@ -26,6 +26,7 @@ from device_runtime.events import (
     StartTraining,
     StopTraining,
     Subscribe,
+    Unsubscribe,
     Upload,
     UseModel,
 )
@@ -76,39 +77,46 @@ class Hands:
         self._updater: Updater | None = None
         self._logged: set[str] = set()
 
-    @singledispatchmethod
     def do(self, action: Action) -> None:
         """Carry out one action. Raises Congested and ProtocolError where the broker does not take it."""
+        Hands._do.dispatch(type(action))(self, action)
+
+    @singledispatch  # singledispatchmethod would make a function anew at every call
+    def _do(self, action: object) -> None:
         raise TypeError(f"not an action: {type(action).__name__}")
 
-    @do.register
+    @_do.register
     def _subscribe(self, action: Subscribe) -> None:
         self._transport.subscribe(*action.filters)
 
-    @do.register
+    @_do.register
+    def _unsubscribe(self, action: Unsubscribe) -> None:
+        self._transport.unsubscribe(*action.filters)
+
+    @_do.register
     def _send(self, action: Publish) -> None:
         payload = action.message.encode()
         self.bytes_up += len(payload)
         self._transport.publish(action.topic, payload, qos=action.qos, retain=action.retain)
 
-    @do.register
+    @_do.register
     def _use_model(self, action: UseModel) -> None:
         log.info("model: %s, %s", action.spec.mode.value, ", ".join(action.spec.names))
         if self._worker:
             self._worker.use_model(action.spec, self._sensing.modalities)
 
-    @do.register
+    @_do.register
     def _start(self, action: StartTraining) -> None:
         assert self._worker is not None  # an agent that cannot train declines
         log.info("round %d: training %s", action.assignment.round, action.assignment.steps)
         self._worker.train(action, self._sensing.labelled())
 
-    @do.register
+    @_do.register
     def _stop_training(self, action: StopTraining) -> None:
         if self._worker:
             self._worker.cancel(action.assignment)
 
-    @do.register
+    @_do.register
     def _keep(self, action: Keep) -> None:
         update = action.update
         log.info(
@@ -119,7 +127,7 @@ class Hands:
             self._agent.forget(gone)
         self.say_problem()
 
-    @do.register
+    @_do.register
     def _ask(self, action: Ask) -> None:
         length = self._outbox.length(action.update)
         if length is None:
@@ -128,7 +136,7 @@ class Hands:
         asked = question(action.update, length, self.max_payload)
         self._send(Publish(self._topics.device(self._config.id, "report"), asked))
 
-    @do.register
+    @_do.register
     def _upload(self, action: Upload) -> None:
         body = self._outbox.body(action.update)
         if body is None:
@@ -140,13 +148,13 @@ class Hands:
             self.bytes_up += len(payload)
             self._transport.publish(topic, payload)
 
-    @do.register
+    @_do.register
     def _drop(self, action: Drop) -> None:
         self._outbox.remove(action.update)
         if self._worker:
             self._worker.wire.settle(action.update, action.accepted)
 
-    @do.register
+    @_do.register
     def _obey(self, action: Obey) -> None:
         order = action.order
         if by_inference(order) and self._predictor:
@@ -159,7 +167,7 @@ class Hands:
         else:
             self._say(switched(order, self._predictor))
 
-    @do.register
+    @_do.register
     def _adopt(self, action: Adopt) -> None:
         say, found = self._say, {"version": action.version}
         if self._predictor is None or self._agent.model is None:
@@ -169,15 +177,15 @@ class Hands:
             action.version, self._agent.model, action.blocks, lambda why: say(answered(action.order, found, why))
         )
 
-    @do.register
+    @_do.register
     def _annotate(self, action: Annotate) -> None:
         self._sensing.annotate(action.label)
 
-    @do.register
+    @_do.register
     def _note(self, action: Note) -> None:
         log.log(logging.WARNING if action.trouble else logging.INFO, "%s", action.text)
 
-    @do.register
+    @_do.register
     def _stop(self, action: GiveUp) -> None:
         log.error("%s", action.reason)
         self._give_up(action.reason)

@@ -23,7 +23,10 @@ def heard(topics: Topics, device: str, message: Received) -> Event | None:
             if manifest.block != block:
                 raise Malformed("Manifest", f"block: {manifest.block!r} on the topic of {block!r}")
             return ManifestHeard(block, manifest)
-        return ChunkHeard(block, decode(Chunk, message.payload))
+        chunk = decode(Chunk, message.payload)
+        if chunk.manifest and chunk.manifest.block != block:
+            raise Malformed("Chunk", f"manifest.block: {chunk.manifest.block!r} on the topic of {block!r}")
+        return ChunkHeard(block, chunk)
     if levels[:2] == ("device", device) and len(levels) == 3:
         return _to_us(levels[2], message.payload)
     return None

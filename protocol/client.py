@@ -13,6 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from protocol import tls
+from protocol.buffered import BufferedClient
 from protocol.config import BrokerConfig
 from protocol.transport import Will
 
@@ -36,7 +37,7 @@ def fresh(
 ) -> Client:
     """A client without callbacks, not connected. OSError where the TLS files cannot be used."""
     five = version == MQTTProtocolVersion.MQTTv5
-    client = Client(
+    client = BufferedClient(
         CallbackAPIVersion.VERSION2,
         client_id=identity,
         protocol=version,

@@ -107,13 +107,17 @@ class Manifest(Message):
 
 
 class Chunk(Message):
-    """Part `index` of `count` of something whose whole bytes have this sha256 `digest`; `id` tells wholes apart."""
+    """Part `index` of `count` of something whose whole bytes have this sha256 `digest`; `id` tells wholes apart.
+
+    A block's first chunk has its manifest with it: whoever follows the chunks needs no second message per version.
+    """
 
     id: str
     index: Count
     count: Annotated[int, Field(ge=1, le=65536)]
     digest: bytes
     data: Buffer
+    manifest: Manifest | None = None
 
 
 class Assignment(Message):

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -103,7 +104,7 @@ class MqttTransport:
             return
         extra = None
         if expiry is not None and self._version == MQTTProtocolVersion.MQTTv5:
-            extra = properties(PacketTypes.PUBLISH, MessageExpiryInterval=expiry)
+            extra = _expires(expiry)
         try:
             window.put(Publish(topic, bytes(payload), min(qos, window.max_qos), retain, extra))
         except (TooLarge, Congested) as error:
@@ -283,6 +284,12 @@ class MqttTransport:
         except Exception:
             self.counts["inbox raised"] += 1
             log.exception("%s: the inbox raised at %s", self.identity, type(event).__name__)
+
+
+@lru_cache(maxsize=64)
+def _expires(seconds: int) -> Properties:
+    """paho only reads it, and takes its time to make one."""
+    return properties(PacketTypes.PUBLISH, MessageExpiryInterval=seconds)
 
 
 def _ignore(event: Event) -> None:

@@ -29,6 +29,7 @@ from device_runtime.events import (
     Tick,
     TrainingDone,
     TrainingFailed,
+    Unsubscribe,
     Upload,
     UseModel,
 )
@@ -153,7 +154,66 @@ def test_chunks_are_fetched_only_where_the_digest_is_new():
     same, _ = block("wrist", version=1)
     assert of(Subscribe, feed(a, same)) == []
     newer, _ = block("wrist", version=2, fill=2.0)
-    assert of(Subscribe, feed(a, newer)) == [Subscribe((FLEET.chunk("wrist", "+"),))]
+    assert of(Subscribe, feed(a, newer)) == [Subscribe((FLEET.chunk("wrist", "0"),))]
+
+
+def carrying(manifest: ManifestHeard, chunks: list[Piece]) -> list[Piece]:
+    """As a coordinator sends them: the first chunk has the manifest with it."""
+    first = chunks[0].chunk.model_copy(update={"manifest": manifest.manifest})
+    return [Piece(chunks[0].block, first), *chunks[1:]]
+
+
+def test_chunks_that_bring_their_manifest_need_no_second_message():
+    a = agent()
+    feed(a, Connected(1 << 20), state())
+    manifest, chunks = block("wrist")
+    assert of(Subscribe, feed(a, manifest)) == [Subscribe((FLEET.chunk("wrist", "0"),))]
+    feed(a, *carrying(manifest, chunks))
+    assert a.downloads.held["wrist"].manifest == manifest.manifest
+    newer, chunks = block("wrist", version=2, fill=2.0)
+    feed(a, *carrying(newer, chunks))
+    assert a.downloads.held["wrist"].manifest == newer.manifest
+    assert a.downloads.held["wrist"].vector[0] == 2.0
+    assert feed(a, newer) == [Unsubscribe((FLEET.manifest("wrist"),))]  # nobody needs it any more
+    assert a.downloads.held["wrist"].manifest == newer.manifest
+    feed(a, Lost("gone"), Connected(1 << 20))
+    assert feed(a, newer) == []  # after a reconnect it says again whether anything is new
+
+
+def test_a_block_that_grows_is_followed_with_all_its_chunks():
+    a = agent()
+    feed(a, Connected(1 << 20), state())
+    manifest, chunks = block("wrist")
+    feed(a, manifest, *carrying(manifest, chunks))
+    newer, chunks = block("wrist", version=2, fill=2.0, pieces=3)
+    first, *others = carrying(newer, chunks)
+    assert feed(a, first) == [Subscribe((FLEET.chunk("wrist", "+"),))]
+    assert feed(a, newer) == []  # that filter has the manifest too: to unsubscribe would bring nothing
+    feed(a, *others)
+    assert a.downloads.held["wrist"].manifest == newer.manifest
+
+
+def test_chunks_of_an_older_coordinator_come_without_a_manifest():
+    a = agent()
+    feed(a, Connected(1 << 20), state())
+    for version in (1, 2):
+        manifest, chunks = block("wrist", version=version, fill=version)
+        feed(a, *chunks)
+        assert of(Unsubscribe, feed(a, manifest)) == []
+        feed(a, *chunks)
+        assert a.downloads.held["wrist"].manifest == manifest.manifest
+
+
+def test_a_chunk_with_the_manifest_of_another_version_changes_nothing():
+    a = ready(agent())
+    before = a.downloads.held["wrist"]
+    _, chunks = block("wrist", version=2, fill=2.0)
+    newest, _ = block("wrist", version=3, fill=3.0)
+    (note,) = feed(a, Piece("wrist", chunks[0].chunk.model_copy(update={"manifest": newest.manifest})))
+    assert note.text == "Chunk: block wrist: the manifest with it is of another version"
+    assert a.downloads.held["wrist"] is before
+    assert not a.downloads.needs("wrist")
+    assert a.counts["refused messages"] == 1
 
 
 def test_a_block_that_did_not_change_gets_its_new_version_without_a_download():

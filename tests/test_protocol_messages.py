@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import string
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -63,6 +64,8 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(_of(get_args(hint)[0]), max_size=4)
     if get_origin(hint) is dict:
         return st.dictionaries(NAMES, _of(get_args(hint)[1]), max_size=3)
+    if get_origin(hint) is UnionType:
+        return st.one_of(*(st.none() if one is NoneType else _of(one) for one in get_args(hint)))
     raise AssertionError(f"no values for {hint}: teach this test")
 
 

@@ -13,16 +13,12 @@ class RoundLog:
 
     def __init__(self, expect: int) -> None:
         self._expect = expect
-        self._round: int | None = None  # None: what the first summary brings was logged by an earlier life
-        self._scored = 0
+        self._round = self._scored = 0  # the last that were logged; summaries tell of this life's rounds only
         self._waiting = -1
 
     def take(self, round: int, fields: dict[str, Any]) -> None:
         """A summary, as it was published."""
         trail, scored = fields["trail"], fields["scored"]
-        if self._round is None:
-            self._round = trail[-1]["round"] if trail else 0
-            self._scored = scored[-1]["round"] if scored else 0
         if not trail:
             self._wait(sum(device["state"] != "offline" for device in fields["devices"].values()))
         for one in trail:

@@ -23,6 +23,7 @@ from device_runtime.events import (
     Tick,
     TrainingDone,
     TrainingFailed,
+    Unsubscribe,
     Upload,
 )
 from device_runtime.listen import heard
@@ -153,6 +154,8 @@ class DeviceParty:
     def _do(self, action: Any) -> None:
         if isinstance(action, Subscribe):
             self._transport.subscribe(*action.filters)
+        elif isinstance(action, Unsubscribe):
+            self._transport.unsubscribe(*action.filters)
         elif isinstance(action, Publish):
             if isinstance(action.message, Status):
                 self.world.check.born(self.name, action.message)
