@@ -23,8 +23,8 @@ def present(a: Assignment, local: Local, model: ModelSpec, owned: Collection[str
 
 def blocks(names: Collection[str], model: ModelSpec) -> tuple[str, ...]:
     """The blocks that computing with these modalities needs: theirs, the shared one, and their frozen bases."""
-    trained = (*names, SHARED)
-    return (*trained, *(b + BASE for b in trained if b in _bases(model)))
+    trained, bases = (*names, SHARED), _bases(model)
+    return (*trained, *(b + BASE for b in trained if b in bases))
 
 
 @lru_cache(maxsize=4)

@@ -135,8 +135,10 @@ class MemoryBroker:
                 self._retained.pop(topic, None)
             message = Received(topic, payload)
             for transport in self._sessions.values():
-                if any(matches(wanted, topic) for wanted in transport._filters):
-                    self._tell(transport, message)
+                for wanted in transport._filters:
+                    if matches(wanted, topic):
+                        self._tell(transport, message)
+                        break
             self._deliver()
 
     def _expired(self, kept: _Retained) -> bool:

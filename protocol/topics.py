@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 ROOT = "relief/v1"
 MAX_NAME = 64  # bytes: fleets and devices
@@ -124,6 +125,7 @@ class Topics:
         return tuple(topic[len(self.root) + 1 :].split("/"))
 
 
+@lru_cache(maxsize=1 << 14)
 def matches(topic_filter: str, topic: str) -> bool:
     """Whether an MQTT filter with + and # takes in a topic (MQTT 5, 4.7)."""
     wanted, levels = topic_filter.split("/"), topic.split("/")
