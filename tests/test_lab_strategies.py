@@ -13,6 +13,7 @@ from coordinator.strategies.heterofl import FedRolex, HeteroFL
 from coordinator.strategies.lora_rivals import FediLoRA, FedSALoRA, FFALoRA
 from coordinator.strategies.momentum import ReliefMomentum
 from coordinator.strategies.partial import FedEL, TimelyFL
+from coordinator.strategies.relief import Relief
 from coordinator.strategies.submodels import Part, SubModels
 from coordinator.work import Member, speed_from_flops
 from models.local import Local
@@ -217,3 +218,12 @@ def test_what_only_the_simulator_can_run_is_refused_by_a_real_coordinator() -> N
         with pytest.raises(ValueError, match=rf"coordinator\.strategy: '{name}' runs in the simulator alone"):
             chosen(name)
     assert chosen("relief").name == "relief"
+
+
+def test_a_device_that_can_afford_nothing_but_the_head_sits_out_unless_told_otherwise() -> None:
+    head = 4 * partition(SPEC).size(SHARED)  # bytes of the one block that its uplink has room for
+    poor, later = Settings(epochs=2, local=Local(batch=10), bytes=head), Relief.warm_up + 1
+    assert Relief(SPEC, poor).plan(later, [FAST, SLOW]) == {}
+    head_alone = type("HeadAlone", (Relief,), {"head_alone": True})(SPEC, poor)  # as an experiment's options do it
+    steps = {name: plan.steps for name, plan in head_alone.plan(later, [FAST, SLOW]).items()}
+    assert steps == {"fast": {SHARED: 8}, "slow": {SHARED: 8}}
