@@ -44,10 +44,10 @@ from device_runtime.events import (
     Tick,
     TrainingDone,
     TrainingFailed,
-    Unsubscribe,
     Upload,
     UseModel,
 )
+from device_runtime.following import Following
 from models.local import Local
 from models.spec import SHARED, ModelSpec
 from protocol.errors import Malformed
@@ -65,7 +65,6 @@ from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Stopped
 
 ASK_AGAIN = 5.0  # seconds without progress after which missing blocks are asked for once more
-ONLY, ALL = "0", "+"  # chunks to subscribe to; ALL has the manifest with it, which lies beside them
 WELCOME = 1.0  # seconds that the coordinator's retained state may take to come before an old update is sent whole
 
 
@@ -102,8 +101,7 @@ class Agent:
             self._docket.done[assignment] = update
         self._asked = math.inf  # since when blocks have been missing, or when they were last asked for
         self._everything = False  # blocks of modalities that we do not own are needed too
-        self._following: dict[str, str] = {}  # block -> which of its chunks are subscribed to on this connection
-        self._carried: set[str] = set()  # those of them whose only chunk brings the manifest along
+        self._following = Following(fleet, self.downloads)
         self._decline = ""
         self._owned = set(birth.modalities)  # silent sensors included
         self._fetching: tuple[Order, int] | None = None  # a registered version whose blocks are on their way
@@ -149,7 +147,7 @@ class Agent:
     @_on.register
     def _connected(self, event: Connected, now: float) -> list[Action]:
         self.connected = True
-        self._stop_following(self._following)
+        self._following.begin(connected=True)
         self._backlog.all_due(now if self.coordinator else now + WELCOME)
         own = [self.fleet.device(self.device, leaf) for leaf in ("assignment", "answer", "order", "label")]
         manifests = self._manifest_filters()
@@ -158,7 +156,7 @@ class Agent:
     @_on.register
     def _lost(self, event: Lost, now: float) -> list[Action]:
         was, self.connected = self.connected, False
-        self._stop_following(self._following)
+        self._following.begin(connected=False)
         return [Note(f"connection lost: {event.reason}")] if was else []
 
     @_on.register
@@ -204,38 +202,12 @@ class Agent:
     def _manifest(self, event: ManifestHeard, now: float) -> list[Action]:
         if event.block not in self._needed():
             return []
-        if self.downloads.manifest(event.block, event.manifest):
-            follow = []
-        else:
-            follow = self._follow(event.block, event.manifest.chunks)
-        if event.block in self._carried:  # all that it says has come before
-            follow.append(Unsubscribe((self.fleet.manifest(event.block),)))
-        return [*follow, *self._fetched()]
+        return [*self._following.manifest(event.block, event.manifest), *self._fetched()]
 
     @_on.register
     def _chunk(self, event: ChunkHeard, now: float) -> list[Action]:
-        follow: list[Action] = []
-        if event.block in self._needed():
-            self.downloads.chunk(event.block, event.chunk)
-            if event.chunk.manifest:
-                follow = self._follow(event.block, event.chunk.count)
-                if self._following.get(event.block) == ONLY:
-                    self._carried.add(event.block)
+        follow = self._following.chunk(event.block, event.chunk) if event.block in self._needed() else []
         return [*follow, *self._fetched()]
-
-    def _follow(self, block: str, chunks: int) -> list[Action]:
-        """Subscribe to a block's chunks; to more of them where it has grown."""
-        which = ONLY if chunks == 1 else ALL
-        if not self.connected or self._following.get(block) in (which, ALL):
-            return []
-        self._following[block] = which
-        self._carried.discard(block)
-        return [Subscribe((self.fleet.chunk(block, which),))]
-
-    def _stop_following(self, blocks: Iterable[str]) -> None:
-        for block in tuple(blocks):
-            self._following.pop(block, None)
-            self._carried.discard(block)
 
     @_on.register
     def _answer(self, event: Answer, now: float) -> list[Action]:
@@ -289,7 +261,7 @@ class Agent:
     def _forget_fetched(self) -> None:
         names = self._release()
         self.downloads.forget(names)
-        self._stop_following(names)
+        self._following.forget(names)
         self._fetching = None
 
     @_on.register
@@ -337,7 +309,7 @@ class Agent:
             self._docket.waiting = None
             return [Note(f"round {a.round}: its deadline passed before it could begin", trouble=True)]
         if self.model is None or self.coordinator is None or a.epoch > self.coordinator.epoch:
-            return self._ask(job, (self.fleet.coordinator("state"),), now)
+            return [Subscribe((self.fleet.coordinator("state"),))] if self._due_to_ask(job, now) else []
         reason = assignments.objection(a, job.local, self.model, self.status, self._decline)
         if reason:
             self._docket.waiting = None
@@ -359,24 +331,21 @@ class Agent:
         return [*follow, StartTraining(a, present, blocks, assignments.latest(a, job.received, self.model))]
 
     def _ask_for(self, job: Job, missing: tuple[str, ...], now: float) -> list[Action]:
-        filters = [self.fleet.manifest(b) for b in missing] + [self.fleet.chunk(b, ALL) for b in missing]
-        asked = self._ask(job, tuple(filters), now)
-        if asked:
-            self.counts["blocks asked for again"] += len(missing)
-            self._stop_following(missing)
-            self._following.update(dict.fromkeys(missing, ALL))
-        return asked
+        if not self._due_to_ask(job, now):
+            return []
+        self.counts["blocks asked for again"] += len(missing)
+        return [Subscribe(self._following.again(missing))]
 
-    def _ask(self, job: Job, filters: tuple[str, ...], now: float) -> list[Action]:
-        """Subscribing again makes the broker send what it retains, in case something got lost.
+    def _due_to_ask(self, job: Job, now: float) -> bool:
+        """Whether to subscribe again, which makes the broker send what it retains, in case something got lost.
 
         Not counted from the assignment: where rounds are shorter than the pause, nothing would ever be asked for.
         """
         job.lacks, self._asked = True, min(self._asked, now)
         if not self.connected or now < self._asked + ASK_AGAIN:
-            return []
+            return False
         self._asked = now
-        return [Subscribe(filters)]
+        return True
 
     @_on.register
     def _trained(self, event: TrainingDone, now: float) -> list[Action]:
