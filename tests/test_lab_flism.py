@@ -68,12 +68,13 @@ def test_a_step_is_two_passes_and_a_look_at_the_bases_prediction() -> None:
     assert (Local().passes(2), Local().looks(2)) == (1, 1)
 
 
-def test_who_is_twice_as_sure_counts_twice() -> None:
+@pytest.mark.parametrize("silent", [0.0, float("nan"), float("inf")])  # not told, or of a training that diverged
+def test_who_is_twice_as_sure_counts_twice(silent: float) -> None:
     method = FLISM(SPEC, SETTINGS)
     heads = [
         UpdateHead("1", "a", "x", 1, 1, "1", {"chest": (0, 4)}, 90, entropy=0.4),
         UpdateHead("2", "b", "x", 1, 1, "1", {"chest": (0, 4)}, 10, entropy=0.2),
-        UpdateHead("3", "c", "x", 1, 1, "1", {"chest": (0, 4)}, 10),  # did not tell: counts as one that guesses
+        UpdateHead("3", "c", "x", 1, 1, "1", {"chest": (0, 4)}, 10, entropy=silent),  # counts as one that guesses
     ]
     sent = {"a": 3.0, "b": 6.0, "c": 0.0}
     blocks = {"chest": np.zeros(2, np.float32)}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import log
+from math import isfinite, log
 from typing import ClassVar
 
 from coordinator.aggregation import Contribution, Folded, Weighting, fold
@@ -48,9 +48,10 @@ class FLISM(FedAvg):
         return replace(super().local(), contrast=self.contrast, distil=self.distil)
 
     def weigh(self, heads: Sequence[UpdateHead]) -> None:
-        """1 / entropy; a device that did not tell its own counts as one that guesses."""
+        """1 / entropy; a device that did not tell its own, or whose training diverged, counts as one that guesses."""
         for head in heads:
-            entropy = head.entropy or log(self.spec.classes)
+            told = head.entropy if isfinite(head.entropy) else 0.0
+            entropy = told or log(self.spec.classes)
             self._weights[head.device] = max(1, round(PARTS / max(entropy, 1e-3)))
 
     def fold(self, block: str, size: int, contributions: Iterable[Contribution], total_samples: int) -> Folded | None:
