@@ -147,7 +147,7 @@ class Agent:
     @_on.register
     def _connected(self, event: Connected, now: float) -> list[Action]:
         self.connected = True
-        self._following.begin(connected=True)
+        self._following.begin()
         self._backlog.all_due(now if self.coordinator else now + WELCOME)
         own = [self.fleet.device(self.device, leaf) for leaf in ("assignment", "answer", "order", "label")]
         manifests = self._manifest_filters()
@@ -156,7 +156,6 @@ class Agent:
     @_on.register
     def _lost(self, event: Lost, now: float) -> list[Action]:
         was, self.connected = self.connected, False
-        self._following.begin(connected=False)
         return [Note(f"connection lost: {event.reason}")] if was else []
 
     @_on.register

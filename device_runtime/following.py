@@ -21,13 +21,11 @@ class Following:
 
     def __init__(self, fleet: Topics, downloads: Downloads) -> None:
         self._fleet, self._downloads = fleet, downloads
-        self._connected = False
         self._chunks: dict[str, str] = {}  # block -> which of its chunks are subscribed to
         self._carried: set[str] = set()  # those of them whose only chunk brings the manifest along
 
-    def begin(self, *, connected: bool) -> None:
-        """A connection was made, or lost: nothing is subscribed to."""
-        self._connected = connected
+    def begin(self) -> None:
+        """A connection was made: nothing is subscribed to yet."""
         self._chunks.clear()
         self._carried.clear()
 
@@ -64,7 +62,7 @@ class Following:
     def _follow(self, block: str, chunks: int) -> list[Action]:
         """Subscribe to a block's chunks; to more of them where it has grown."""
         which = ONLY if chunks == 1 else ALL
-        if not self._connected or self._chunks.get(block) in (which, ALL):
+        if self._chunks.get(block) in (which, ALL):
             return []
         self._chunks[block] = which
         self._carried.discard(block)

@@ -14,7 +14,6 @@ import os
 import struct
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,33 +201,21 @@ class Outbox:
 
     def _write(self, entry: Entry, body: bytes) -> None:
         content = msgpack.packb([entry.update, entry.assignment, entry.order, body])
-        parts = (MAGIC, CHECK.pack(zlib.crc32(content)), content)
+        whole = b"".join((MAGIC, CHECK.pack(zlib.crc32(content)), content))
         path = self._path(entry.update)
         beside = path.with_suffix(".tmp")
         try:
             try:
-                _write(beside, parts)
+                beside.write_bytes(whole)
             except FileNotFoundError:  # the folder could not be made before, or somebody has tidied up
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write(beside, parts)
+                beside.write_bytes(whole)
             beside.replace(path)
             self._unsynced.add(entry.update)
         except OSError:
             with contextlib.suppress(OSError):
                 beside.unlink()
             raise
-
-
-def _write(path: Path, parts: Sequence[bytes]) -> None:
-    """A new file of these parts, without putting them together first and with no more system calls than it takes."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        done = os.writev(handle, parts)
-        rest = b"".join(parts)[done:] if done < sum(map(len, parts)) else b""  # a disk that fills takes only a piece
-        while rest:
-            rest = rest[os.write(handle, rest) :]
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> tuple[Entry, bytes] | None:

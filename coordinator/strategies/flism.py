@@ -50,8 +50,8 @@ class FLISM(FedAvg):
     def weigh(self, heads: Sequence[UpdateHead]) -> None:
         """1 / entropy; a device that did not tell its own, or whose training diverged, counts as one that guesses."""
         for head in heads:
-            told = head.entropy if isfinite(head.entropy) else 0.0
-            entropy = told or log(self.spec.classes)
+            told = isfinite(head.entropy) and head.entropy > 0
+            entropy = head.entropy if told else log(self.spec.classes)
             self._weights[head.device] = max(1, round(PARTS / max(entropy, 1e-3)))
 
     def fold(self, block: str, size: int, contributions: Iterable[Contribution], total_samples: int) -> Folded | None:
