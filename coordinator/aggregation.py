@@ -68,22 +68,25 @@ def fold(
 ) -> Folded | None:
     """Fold the contributions to a block of `size` values; None if there are none (the block stays as it is).
 
-    Sums run in float64 in the order given: give them in device order and the result is the same to the last bit.
+    Everything is computed in float64, whatever the deltas travelled as, and summed in the order given: give them in
+    device order and the result is the same to the last bit.
     `total_samples` is the samples of everybody in the round, which DILUTED divides by.
     """
     steps_sum = np.zeros(size)  # sum n g
     plain_sum = np.zeros(size) if weighting is not Weighting.NOVA else steps_sum
-    scratch = np.empty(size)  # one buffer for all: a fresh one per device would be mapped and unmapped each time
+    # Two buffers for all: fresh ones per device would be mapped and unmapped each time.
+    wide, scratch = np.empty(size), np.empty(size)
     samples = squares = 0
     weighted_steps = energy = 0.0
     trainers = 0
     for one in contributions:
         n = one.samples
+        np.copyto(wide, one.delta)  # first of all: a product of float16 values would be rounded to float16 itself
         if plain_sum is not steps_sum:
-            plain_sum += np.multiply(one.delta, float(n), out=scratch)
-        g = np.multiply(one.delta, 1.0 / one.steps, out=scratch)
-        energy += n * float(g @ g)
-        steps_sum += np.multiply(g, float(n), out=scratch)
+            plain_sum += np.multiply(wide, n, out=scratch)
+        wide /= one.steps  # g
+        energy += n * float(wide @ wide)
+        steps_sum += np.multiply(wide, n, out=scratch)
         weighted_steps += n * one.steps
         samples, squares, trainers = samples + n, squares + n * n, trainers + 1
     if not trainers or not samples:

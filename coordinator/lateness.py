@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from math import sqrt
 
+import numpy as np
+
 from coordinator.events import UpdateHead
 from models.partition import Vector
 from protocol.messages import Assignment
@@ -22,7 +24,10 @@ def aged(
     def weighed(head: UpdateHead, block: str) -> Vector:
         staleness = versions[block] - head.blocks[block][0]
         vector = delta(head, block)
-        return vector if staleness <= 0 else (vector / sqrt(1.0 + staleness)).astype(vector.dtype)
+        if staleness <= 0:
+            return vector
+        smaller: Vector = np.divide(vector, sqrt(1.0 + staleness), dtype=np.float64)
+        return smaller
 
     return weighed
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from coordinator.aggregation import Contribution, Weighting, fold
 from coordinator.commit import fold_round
 from coordinator.events import UpdateHead
+from coordinator.lateness import aged
 from coordinator.strategies import STRATEGIES, Settings
 from models import SHARED, Mode, effective_steps, initial
 from tests.worlds import NAMES, spec
@@ -84,6 +85,28 @@ def test_fedavg_is_diluted_by_those_who_did_not_train() -> None:
     half = fold(3, [Contribution("a", 10, 5.0, delta)], Weighting.DILUTED, total_samples=20)
     assert half is not None
     assert np.allclose(half.delta, 0.5)
+
+
+@pytest.mark.parametrize("weighting", Weighting)
+def test_updates_that_travelled_in_float16_are_folded_in_float64(weighting: Weighting) -> None:
+    """Products in float16 would round every update a second time, which no error feedback pays back."""
+    sent = np.array([[1e-3, 3e-7], [2e-3, 5e-7]], "<f2")
+    short, wide = (
+        fold(2, [Contribution(str(i), 333, 7.3, v.astype(dtype)) for i, v in enumerate(sent)], weighting, 700)
+        for dtype in ("<f2", "<f8")
+    )
+    assert short is not None
+    assert wide is not None
+    assert np.array_equal(short.delta, wide.delta)
+    assert short.divergence == wide.divergence
+
+
+def test_a_late_update_in_float16_is_not_rounded_again() -> None:
+    head = UpdateHead("u", "d", "b", 1, 1, "a", {"torso": (0, 3)}, 5)
+    vector = np.array([1e-3, 3e-7], "<f2")
+    late = aged(lambda *_: vector, {"torso": 2})(head, "torso")
+    assert np.array_equal(late, vector.astype(np.float64) / np.sqrt(3.0))
+    assert aged(lambda *_: vector, {"torso": 0})(head, "torso") is vector
 
 
 def test_unequal_steps_do_not_bias_the_mean() -> None:
