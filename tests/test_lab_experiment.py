@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from models.spec import Mode
 from tools.lab.experiment import Lab
 from tools.lab.plan import Experiment, Method, Sizes, Tuning
 
@@ -31,6 +32,22 @@ speed = 0.2
 rate = 1e6
 watts = 1.0
 """
+
+
+def test_a_method_is_run_in_its_modes_only(tmp_path: Path) -> None:
+    def plan(**of_it: list[Mode]) -> Experiment:
+        methods = {name: Method(strategy=name, modes=modes) for name, modes in of_it.items()}
+        return Experiment(name="x", modes=[Mode.FULL, Mode.LORA], folds=[0], seeds=[0], methods=methods)
+
+    some = plan(fedavg=[], fedit=[Mode.LORA])
+    rates = {f"{m}/{mode.value}": 0.1 for m in some.methods for mode in some.modes}
+    cells = Lab(some, tmp_path, say=str).cells(rates, list(some.methods))
+    ran = {(c.method, c.mode) for c in cells}
+    assert ran == {("fedavg", Mode.FULL), ("fedavg", Mode.LORA), ("fedit", Mode.LORA)}
+    everywhere = plan(fedavg=[], fedit=[])
+    assert all(c.key(some) == c.key(everywhere) for c in cells)
+    with pytest.raises(ValueError, match="reference 'fedavg' must run in every mode, also in full"):
+        plan(fedavg=[Mode.LORA])
 
 
 @pytest.mark.timeout(280)

@@ -58,7 +58,8 @@ class Lab:
             for mode in e.modes
             for seed in e.seeds  # seeds outside folds: an unfinished grid still covers all folds
             for fold in e.folds
-            for method in methods
+            for method in e.methods_in(mode)
+            if method in methods
         ]
 
     # -- learning rates ----------------------------------------------------------------------------
@@ -70,7 +71,7 @@ class Lab:
         """
         e, tuning = self.experiment, self.experiment.tuning
         rates = {f"{m}/{mode}": r for m, method in e.methods.items() for mode, r in method.learning_rate.items()}
-        open_ = [(m, mode) for m in e.methods for mode in e.modes if f"{m}/{mode.value}" not in rates]
+        open_ = [(m, mode) for mode in e.modes for m in e.methods_in(mode) if f"{m}/{mode.value}" not in rates]
         trials = [
             Cell(m, e.fleets[0], mode, fold, tuning.seed, rate, tuning=True)
             for mode in e.modes

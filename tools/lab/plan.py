@@ -37,6 +37,7 @@ class Method(Entry):
     strategy        its name in coordinator.strategies
     title           how the report calls it
     learning_rate   fixed, per mode; where it is missing it is tuned on validation
+    modes           the experiment's modes that it is run in; none: all of them
     until           how long it runs, as a part of the reference's clock; 0: as many rounds as the reference
     regret          keep, round by round, what it would have gained by knowing every cohort's true divergence
     """
@@ -44,6 +45,7 @@ class Method(Entry):
     strategy: str
     title: str = ""
     learning_rate: dict[str, float] = {}
+    modes: list[Mode] = []
     epochs: float | None = None
     deadline: str | float = "none"
     dropout: float = 0.0
@@ -107,7 +109,14 @@ class Experiment(Entry):
     def _reference_is_there(self) -> Experiment:
         if self.reference not in self.methods:
             raise ValueError(f"reference {self.reference!r} is none of the methods {', '.join(self.methods)}")
+        for mode in self.modes:
+            if self.reference not in self.methods_in(mode):
+                raise ValueError(f"reference {self.reference!r} must run in every mode, also in {mode.value}")
         return self
+
+    def methods_in(self, mode: Mode) -> list[str]:
+        """Names of the methods that are run in a mode."""
+        return [name for name, method in self.methods.items() if not method.modes or mode in method.modes]
 
     def spec(self, mode: Mode) -> ModelSpec:
         """The model's sizes; the inputs stand for those of a data set (tools.lab.world fills them in)."""
@@ -149,7 +158,9 @@ class Cell:
             **common,
             "momentum": experiment.momentum,
             "model": experiment.model.model_dump(mode="json"),
-            "method": experiment.methods[self.method].model_dump(mode="json", exclude={"title", "learning_rate"}),
+            "method": experiment.methods[self.method].model_dump(
+                mode="json", exclude={"title", "learning_rate", "modes"}
+            ),
             "rate": self.rate,
             "tuning": self.tuning,
             "clock": round(self.clock, 6),
