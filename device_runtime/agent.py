@@ -19,7 +19,6 @@ from device_runtime.docket import FAILED, Docket, Job
 from device_runtime.downloads import Downloads
 from device_runtime.events import (
     Action,
-    Adopt,
     Annotate,
     Ask,
     ChunkHeard,
@@ -47,6 +46,7 @@ from device_runtime.events import (
     Upload,
     UseModel,
 )
+from device_runtime.fetching import Fetching
 from device_runtime.following import Following
 from models.local import Local
 from models.spec import SHARED, ModelSpec
@@ -104,7 +104,7 @@ class Agent:
         self._following = Following(fleet, self.downloads)
         self._decline = ""
         self._owned = set(birth.modalities)  # silent sensors included
-        self._fetching: tuple[Order, int] | None = None  # a registered version whose blocks are on their way
+        self._fetching = Fetching(fleet, self.downloads, self._following)
 
     @property
     def status(self) -> Status:
@@ -201,12 +201,12 @@ class Agent:
     def _manifest(self, event: ManifestHeard, now: float) -> list[Action]:
         if event.block not in self._needed():
             return []
-        return [*self._following.manifest(event.block, event.manifest), *self._fetched()]
+        return [*self._following.manifest(event.block, event.manifest), *self._fetching.done()]
 
     @_on.register
     def _chunk(self, event: ChunkHeard, now: float) -> list[Action]:
         follow = self._following.chunk(event.block, event.chunk) if event.block in self._needed() else []
-        return [*follow, *self._fetched()]
+        return [*follow, *self._fetching.done()]
 
     @_on.register
     def _answer(self, event: Answer, now: float) -> list[Action]:
@@ -236,32 +236,8 @@ class Agent:
             why = "this device does not predict" if self.model else "no coordinator has said yet what the model is"
             report = Report(id=event.id, kind=event.kind, ok=False, reason=why)
             return [Publish(self.fleet.device(self.device, "report"), report)]
-        self._forget_fetched()
-        self._fetching = (event, version)
-        return [Subscribe(tuple(self.fleet.manifest(block) for block in self._release()))]
-
-    def _release(self) -> dict[str, str]:
-        """Name under which a block of the version on its way is published -> the block."""
-        if self._fetching is None or self.model is None:
-            return {}
         owned = (*(m for m in self.model.names if m in self._owned), SHARED)
-        return {block + assignments.RELEASE.format(self._fetching[1]): block for block in owned}
-
-    def _fetched(self) -> list[Action]:
-        """The version on its way, once all its blocks are here."""
-        names = self._release()
-        if self._fetching is None or not names or any(self.downloads.needs(name) for name in names):
-            return []
-        order, version = self._fetching
-        blocks = {block: self.downloads.held[name] for name, block in names.items()}
-        self._forget_fetched()
-        return [Adopt(order, version, blocks)]
-
-    def _forget_fetched(self) -> None:
-        names = self._release()
-        self.downloads.forget(names)
-        self._following.forget(names)
-        self._fetching = None
+        return self._fetching.begin(event, version, owned)
 
     @_on.register
     def _label(self, event: Label, now: float) -> list[Action]:
@@ -421,7 +397,7 @@ class Agent:
             return ()
         names = self.model.names if self._everything else tuple(self.status.modalities)
         here = assignments.blocks(tuple(m for m in self.model.names if m in names), self.model)
-        return (*here, *self._release())
+        return (*here, *self._fetching.names)
 
     def _manifest_filters(self) -> tuple[str, ...]:
         return tuple(self.fleet.manifest(block) for block in self._needed())

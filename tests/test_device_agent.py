@@ -671,6 +671,14 @@ def test_chunks_before_manifests_a_reconnect_and_a_newer_order_do_not_confuse_an
     assert [(one.version, one.order.id) for one in of(Adopt, done)] == [(13, "o2")]
 
 
+def test_a_sensor_that_appears_while_a_version_is_on_its_way_does_not_hold_it_up():
+    a = ready(agent())
+    feed(a, Order(id="o1", kind="adopt", args={"version": 12}))
+    feed(a, SensorsChanged({"wrist": 3, "chest": 3}, 10, {}))
+    (adopt,) = of(Adopt, deliver(a, "wrist.v12", "shared.v12", version=3))
+    assert set(adopt.blocks) == {"wrist", "shared"}
+
+
 def test_an_adoption_that_cannot_be_is_answered_and_one_without_a_version_means_the_newest():
     a = agent()
     (report,) = declined(feed(a, Order(id="o1", kind="adopt", args={"version": 12})))
