@@ -31,6 +31,8 @@ def names() -> list[str]:
 
 def main() -> None:
     """Run the benchmarks named on the command line (without `bench_`), or all; exit code 1 if a promise is broken."""
+    if unknown := [name for name in sys.argv[1:] if name not in names()]:
+        raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}, and without a name all run")
     console = Console()
     rows: list[dict[str, Any]] = []
     for name in sys.argv[1:] or names():
