@@ -32,7 +32,7 @@ def names() -> list[str]:
 def main() -> None:
     """Run the benchmarks named on the command line (without `bench_`), or all; exit code 1 if a promise is broken."""
     if unknown := [name for name in sys.argv[1:] if name not in names()]:
-        raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}, and without a name all run")
+        raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}; no name runs all")
     console = Console()
     rows: list[dict[str, Any]] = []
     for name in sys.argv[1:] or names():
