@@ -12,7 +12,7 @@ from coordinator.quarantine import Limits
 from coordinator.robust import Robust, Rule
 from coordinator.rounds import Pace
 from coordinator.strategies import strategy
-from coordinator.strategies.base import Settings
+from coordinator.strategies.base import Deadline, Settings
 from models.local import Local
 from protocol.config import FilePath, Section
 
@@ -39,7 +39,7 @@ class TrainingConfig(Section):
 class CoordinatorConfig(Section):
     """Rounds, strategy and where the run's record is kept.
 
-    deadline   "none", "fastest", "learned", a quantile below 1, or seconds
+    deadline   "cohorts", "fastest", "learned", "none", a quantile below 1 of the devices' full rounds, or seconds
     joules     allowance per device and round, 0: none;  bytes  likewise for the uplink
     robust     how a cohort's updates become one, where a share of `hostile` devices is to be withstood
     buffer     updates that close a round, 0: everybody is waited for;  staleness  rounds that one may come late
@@ -57,7 +57,7 @@ class CoordinatorConfig(Section):
     settle: Annotated[float, Field(ge=0)] = 2.0
     patience: Annotated[float, Field(ge=1)] = 2.0
     margin: Annotated[float, Field(ge=0)] = 5.0
-    deadline: str | float = "fastest"
+    deadline: Deadline = "cohorts"
     joules: Annotated[float, Field(ge=0)] = 0.0
     bytes: Annotated[float, Field(ge=0)] = 0.0
     training: TrainingConfig = TrainingConfig()

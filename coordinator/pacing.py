@@ -25,19 +25,22 @@ class LearnedDeadline:
 
     stay      (seconds, mean loss) of the rounds of this stay
     brought   per turn of this comparison, (decrease of the log loss, seconds it took)
-    longest   level at which the slowest device's full round fits: more leaves nothing to gain
+    shortest  level below which a cohort could not keep up;  longest  at which the slowest device's full round fits
     """
 
     level: int = 0
     towards: int = -1
     stay: list[list[float]] = field(default_factory=list)
     brought: list[list[float]] = field(default_factory=list)
+    shortest: float = SHORTEST
     longest: float = 0.0
 
-    def deadline(self, fastest: float, slowest: float) -> float:
-        """Seconds of the next round, of a fleet whose full rounds take from `fastest` to `slowest` seconds."""
+    def deadline(self, fastest: float, slowest: float, least: float = 0.0) -> float:
+        """Seconds of the next round, at least `least`; the fleet's full rounds take from `fastest` to `slowest`."""
+        fastest = max(fastest, least)
+        self.shortest = max(SHORTEST, log(least / fastest) / log(FACTOR)) if least > 0 else SHORTEST
         self.longest = log(slowest / fastest) / log(FACTOR) if slowest > fastest > 0 else 0.0
-        return min(fastest * FACTOR ** self._now(), max(fastest, slowest))
+        return max(least, min(fastest * FACTOR ** self._now(), max(fastest, slowest)))
 
     def heard(self, seconds: float, loss: float) -> None:
         """A round at the current deadline took `seconds` and had this mean training loss."""
@@ -59,7 +62,7 @@ class LearnedDeadline:
             self.level += self.towards
         else:
             self.towards = -self.towards
-        if not SHORTEST <= self.level + self.towards < self.longest + 1:
+        if not self.shortest - 1 < self.level + self.towards < self.longest + 1:
             self.towards = -self.towards
         self.brought = []
 

@@ -102,6 +102,7 @@ class Rounds:
         self.began = 0.0
         self.deadline = inf
         self.gathering_since: float | None = None
+        self.stuck = ""  # why no round can begin although devices are ready
         self.done: dict[str, UpdateHead] = {}  # device -> its update of the round before, for repeats and the display
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -240,6 +241,7 @@ class Rounds:
         return (known is None or known.status.online) and device not in self.registry.quarantined
 
     def _gather(self, now: float, actions: list[Action]) -> None:
+        self.stuck = ""
         ready = [] if self.paused or self.finished else self.registry.ready()
         if self.late.busy and ready:
             # They train on. A round with nobody else is there to take their updates.
@@ -261,8 +263,13 @@ class Rounds:
     def _open(self, ready: list[str], now: float, actions: list[Action]) -> None:
         plans = self.strategy.plan(self.round, [self.registry.member(d) for d in ready]) if ready else {}
         busy = [self.late.assignments[d] for d in self.late.busy if self._may_answer(d)]
-        if not plans and not busy:  # nobody can do a single step within the budget: ask again when somebody changes
+        if not plans and not busy:  # ask again when somebody changes
+            self.stuck = (
+                f"no round can begin: none of {len(ready)} devices has time for a single step on a block of its own; "
+                "raise deadline, joules or bytes of [coordinator]"
+            )
             self.wake = inf
+            actions.append(Say())
             return
         fresh = self._new_scales()
         self.scales.update(fresh)

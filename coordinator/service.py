@@ -346,9 +346,12 @@ class Coordinator:
         """Say the summary if it is due."""
         if not force and not self._speaker.summary_due:
             return
-        self.alarms.pop("history", None)
-        if self.history.problem:
-            self.alarms["history"] = self.history.problem
+        if self.core.stuck and "budget" not in self.alarms:
+            log.error("%s", self.core.stuck)
+        for name, trouble in (("history", self.history.problem), ("budget", self.core.stuck)):
+            self.alarms.pop(name, None)
+            if trouble:
+                self.alarms[name] = trouble
         fields = summary(self.core, self.history, self._now())
         fields |= {"alarms": dict(self.alarms), "refused": dict(self.refusals.counts), "can": list(CAN)}
         fields |= {"bytes_up": self.inlet.bytes_up, "bytes_down": self._publisher.bytes_down}

@@ -6,7 +6,11 @@ import json
 from math import exp
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from coordinator.allocation import most_steps
+from coordinator.config import CoordinatorConfig
 from coordinator.events import UpdateHead
 from coordinator.pacing import FACTOR, STAY, TURNS, LearnedDeadline
 from coordinator.strategies import Settings, Strategy, strategy
@@ -85,10 +89,63 @@ def test_the_search_survives_a_restart_at_any_round(name: str) -> None:
     assert len(set(seen[0])) > 2
 
 
-@pytest.mark.parametrize("wanted", ["fastest", "learned"])
+@pytest.mark.parametrize("wanted", ["fastest", "cohorts", "learned"])
 def test_a_device_whose_windows_are_still_filling_does_not_hurry_the_others(wanted: str) -> None:
     of = spec(2)
     usual = [Member(f"d{n}", of.names, 40, speed_from_flops(of, f)) for n, f in enumerate((1e8, 5e7, 1e7))]
     begun = Member("new", of.names, 2, speed_from_flops(of, 1e8))
     planner = strategy("relief")(of, Settings(deadline=wanted))
     assert planner.deadline([*usual, begun]) == planner.deadline(usual) > planner.full_seconds(begun)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[Member]:
+    """Devices whose speeds lie up to a thousandfold apart, whatever they own; links may be thin, latencies long."""
+    of = spec(3)
+    owned = st.lists(st.sampled_from(of.names), min_size=1, unique=True).map(lambda some: tuple(sorted(some)))
+    speed = st.sampled_from([1e6, 1e7, 1e8, 1e9])
+    return [
+        Member(
+            f"d{n}",
+            draw(owned),
+            draw(st.integers(20, 80)),
+            speed_from_flops(of, draw(speed)),
+            rate=draw(st.sampled_from([0.0, 1e3, 1e6])),
+            overhead=draw(st.sampled_from([0.0, 0.02, 3.0])),
+        )
+        for n in range(draw(st.integers(1, 8)))
+    ]
+
+
+@given(fleets(), st.integers(0, 60))
+def test_half_of_every_cohort_has_time_for_a_step_on_its_block(fleet: list[Member], rounds: int) -> None:
+    for wanted in ("cohorts", "learned"):
+        method = strategy("relief-momentum-samples")(spec(3), Settings(deadline=wanted))
+        for n in range(rounds):  # ever shorter rounds bring ever more: the search goes down as far as it may
+            method.heard(n, heads(method.deadline(fleet), 0.5**n))
+        budget = method.budget(method.deadline(fleet))
+        for m in spec(3).names:
+            owners = [d for d in fleet if m in d.owned]
+            able = [d for d in owners if most_steps(method.work(d), [m], budget, method.cap(d))]
+            assert 2 * len(able) >= len(owners), f"{wanted}: {len(able)} of {len(owners)} owners of {m}"
+
+
+def test_cohorts_are_the_fastest_devices_round_where_that_is_enough() -> None:
+    of = spec(3)
+    rich = Member("rich", of.names, 40, speed_from_flops(of, 1e8))
+    poor = Member("poor", of.names[:1], 40, speed_from_flops(of, 1e7))
+    slow = Member("slow", of.names, 40, speed_from_flops(of, 1e6))
+    quick = Member("quick", of.names[:1], 40, speed_from_flops(of, 1e8))
+
+    def seconds(wanted: str, *fleet: Member) -> float:
+        return strategy("relief")(of, Settings(deadline=wanted)).deadline(fleet)
+
+    assert seconds("cohorts", rich, poor) == seconds("fastest", rich, poor)
+    assert seconds("cohorts", slow, quick) > seconds("fastest", slow, quick)
+
+
+@pytest.mark.parametrize("wrong", ["fast", "", -1, 0, "0", float("nan")])
+def test_a_deadline_that_is_none_is_refused_with_those_that_are(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r'"cohorts".*a quantile between 0 and 1, or seconds'):
+        CoordinatorConfig.model_validate({"deadline": wrong})
+    assert CoordinatorConfig.model_validate({"deadline": "0.5"}).settings().deadline == 0.5

@@ -16,6 +16,7 @@ from coordinator.events import (
     Fold,
     Folded,
     Open,
+    Say,
     Send,
     StatusArrived,
     Store,
@@ -149,6 +150,19 @@ def test_a_second_update_of_the_same_round_is_refused() -> None:
     (answer,) = kinds(t.answers(t.head("a", id="another")), Acknowledge)
     assert isinstance(answer, Acknowledge)
     assert answer.reason.startswith("duplicate")
+
+
+def test_a_fleet_without_time_for_a_single_step_is_told_of_and_goes_on_when_somebody_has() -> None:
+    t = Table()
+    t.core.strategy = strategy("relief")(spec(3), Settings(deadline=1.0))
+    t.born("slow", rate=1.0)  # bytes per second: no update of it arrives in time
+    t.now = 100.0
+    said = t.feed(Tick())
+    assert "none of 1 devices has time for a single step" in t.core.stuck
+    assert kinds(said, Say)
+    t.born("quick", rate=1e6)
+    assert set(t.core.assignments) == {"quick"}
+    assert not t.core.stuck
 
 
 def test_a_vanished_device_costs_at_most_the_deadline() -> None:

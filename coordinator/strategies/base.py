@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import AfterValidator
 
 from coordinator.aggregation import Contribution, Divergence, Folded, Weighting, fold
 from coordinator.events import UpdateHead
@@ -20,9 +21,25 @@ from coordinator.serving import Serving
 from coordinator.work import Budget, Member, Work, work
 from models.local import Local
 from models.partition import Vector
-from models.spec import ModelSpec
+from models.spec import SHARED, ModelSpec
 
+REACH = 0.1  # of its local steps that half of every cohort has time for under the deadline "cohorts"
 FILLED = 0.25  # of the fleet's median windows: who holds fewer has no say in how long a round lasts
+
+
+def _known(wanted: str | float) -> str | float:
+    if wanted in ("none", "cohorts", "fastest", "learned"):
+        return wanted
+    try:
+        number = float(wanted)
+    except ValueError:
+        number = 0.0
+    if not number > 0.0:
+        raise ValueError('"none", "cohorts", "fastest", "learned", a quantile between 0 and 1, or seconds from 1 on')
+    return number
+
+
+Deadline = Annotated[str | float, AfterValidator(_known)]  # what it means is said at Settings
 
 
 @dataclass(frozen=True)
@@ -30,15 +47,16 @@ class Settings:
     """What all methods have in common in a comparison.
 
     epochs     local epochs of a full round
-    deadline   "none", "fastest" (the fastest device's full round), "learned" (coordinator.pacing), a quantile below 1
-               of the devices' full rounds, or seconds from 1 on
+    deadline   "none", "cohorts" (the fastest device's full round, or what half of every cohort needs for REACH of its
+               steps on the cohort's block alone, where that is longer), "fastest" (the first of the two in any case),
+               "learned" (coordinator.pacing), a quantile below 1 of the devices' full rounds, or seconds from 1 on
     joules     allowance per device and round; 0: none
     bytes      uplink allowance per device and round; 0: none
     robust     how a cohort's updates become one where some devices may be hostile; None: the method's own mean
     """
 
     epochs: float = 2.0
-    deadline: str | float = "none"
+    deadline: Deadline = "none"
     joules: float = 0.0
     bytes: float = 0.0
     local: Local = field(default_factory=Local)
@@ -144,7 +162,7 @@ class Strategy:
     def full_seconds(self, member: Member) -> float:
         """Seconds of the member's full round: everything it computes, for all its epochs."""
         w = self.work(member)
-        return w.seconds(dict.fromkeys((*w.blocks, "shared"), self.cap(member)))
+        return w.seconds(dict.fromkeys((*w.blocks, SHARED), self.cap(member)))
 
     def deadline(self, members: Sequence[Member]) -> float:
         """Seconds of a round, by the settings; infinite without a deadline."""
@@ -153,13 +171,27 @@ class Strategy:
             return float("inf")
         # A device that has just begun to fill its windows has a full round of next to nothing: it must not hurry all.
         usual = float(np.median([m.windows for m in members]))
-        full = [self.full_seconds(m) for m in members if m.windows >= FILLED * usual]
+        members = [m for m in members if m.windows >= FILLED * usual]
+        full = [self.full_seconds(m) for m in members]
         if self.pacing:
-            return self.pacing.deadline(min(full), max(full))
-        if wanted == "fastest":
-            return min(full)
+            return self.pacing.deadline(min(full), max(full), self.reach(members))
+        if wanted in ("fastest", "cohorts"):
+            return max(min(full), self.reach(members) if wanted == "cohorts" else 0.0)
         number = float(wanted)
         return float(np.quantile(full, number)) if number < 1 else number
+
+    def reach(self, members: Sequence[Member]) -> float:
+        """Seconds in which half of every cohort takes REACH of its local steps on the cohort's block and no other.
+
+        With less the only owners of a modality may be too slow for a single step: then nobody trains it, ever.
+        """
+        need: dict[str, list[float]] = {}
+        for member in members:
+            w, steps = self.work(member), ceil(REACH * self.cap(member))
+            for m in member.owned:
+                need.setdefault(m, []).append(w.seconds({m: steps, SHARED: steps}))
+        longest = max((sorted(seconds)[(len(seconds) - 1) // 2] for seconds in need.values()), default=0.0)
+        return longest * (1 + 1e-9)  # or rounding could cost the step
 
     def budget(self, deadline: float) -> Budget:
         """The common limits of a device in a round of `deadline` seconds."""

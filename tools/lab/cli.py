@@ -23,7 +23,9 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of the model and of every draw.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
     dropout: Annotated[float, typer.Option(help="Modality dropout in local steps.")] = 0.0,
-    deadline: Annotated[str, typer.Option(help="none, fastest, learned, a quantile below 1, or seconds.")] = "fastest",
+    deadline: Annotated[
+        str, typer.Option(help="cohorts, fastest, learned, none, a quantile below 1, or seconds.")
+    ] = "cohorts",
     every: Annotated[int, typer.Option(min=1, help="Rounds between two evaluations.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +47,10 @@ def simulate(
         for name, cls in STRATEGIES.items():
             console.print(f"{name:24} {cls.source:20} absent modalities: {cls.absent}")
         return
-    entry = Method(strategy=method, deadline=deadline, dropout=dropout)
+    try:
+        entry = Method(strategy=method, deadline=deadline, dropout=dropout)
+    except ValueError as error:
+        raise typer.BadParameter(f"{deadline!r} is none of the deadlines that --help names") from error
     plan = Experiment(name="simulate", fleets=[fleet], modes=[Mode(mode)], reference=method, methods={method: entry})
     cell = Cell(method, fleet, Mode(mode), fold, seed, lr)
     where, engine, blocks, frozen = prepared(plan.model_dump_json(), cell)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from coordinator.strategies.base import Settings
+from coordinator.strategies.base import Deadline, Settings
 from models.local import Local
 from models.spec import BPolicy, InputSpec, Mode, ModelSpec
 
@@ -47,7 +47,7 @@ class Method(Entry):
     learning_rate: dict[str, float] = {}
     modes: list[Mode] = []
     epochs: float | None = None
-    deadline: str | float = "none"
+    deadline: Deadline = "none"
     dropout: float = 0.0
     clip: float = 0.0
     wire: Literal["<f4", "<f2", "|i1"] = "<f4"
