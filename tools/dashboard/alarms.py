@@ -86,10 +86,11 @@ def _disk(summary: dict[str, Any]) -> Iterator[Alarm]:
     known = {
         "disk": "Free space in the coordinator's folder: rounds continue by themselves, nothing is lost.",
         "checkpoint": "Free space in the coordinator's folder; until then a restart has more to replay.",
+        "budget": "Raise deadline, joules or bytes of [coordinator]; a device that changes is tried again by itself.",
         "listener": "Rounds go on without it. Look at that server or folder; metrics.jsonl has everything.",
     }
     for name, text in summary.get("alarms", {}).items():
-        level = Level.STOPPED if name == "disk" else Level.WARNING
+        level = Level.STOPPED if name in ("disk", "budget") else Level.WARNING
         yield Alarm(level, f"{name}: {text}", known.get(name, "See the coordinator's log."))
 
 
