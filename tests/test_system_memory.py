@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +47,17 @@ def coordinator(broker: MemoryBroker, folder: Path, of: ModelSpec, rounds: int, 
 
 
 @contextmanager
-def devices(broker: MemoryBroker, folder: Path, of: ModelSpec) -> Iterator[None]:
+def devices(broker: MemoryBroker, folder: Path, of: ModelSpec, prefix: str = "") -> Iterator[None]:
     """Three device runtimes in threads."""
     runtimes = []
     for n, (name, owned) in enumerate(OWNED.items()):
         settings = DeviceSettings(
             fleet="test",
             broker=BrokerConfig(transport="memory"),
-            device=DeviceConfig(id=name, modalities=owned, state=folder, telemetry=0),
+            device=DeviceConfig(id=prefix + name, modalities=owned, state=folder, telemetry=0),
         )
         sensing = FixedWindows(*windows(of, 24 + 8 * n, seed=n, owned=owned))
-        runtimes.append(Runtime(settings, MemoryTransport(broker, name), sensing))
+        runtimes.append(Runtime(settings, MemoryTransport(broker, prefix + name), sensing))
     threads = [threading.Thread(target=r.run, daemon=True) for r in runtimes]
     for t in threads:
         t.start()
@@ -120,6 +121,25 @@ def test_rounds_over_the_protocol_give_the_weights_of_the_same_rounds_by_hand(tm
     assert saved is not None
     for block, vector in by_hand(of, 3, lines).items():
         assert np.allclose(saved.blocks[block], vector, rtol=0, atol=1e-5), block
+
+
+def test_a_fleet_that_has_no_time_for_a_step_raises_an_alarm_until_it_has(tmp_path: Path) -> None:
+    of, broker = spec(3), MemoryBroker()
+    with devices(broker, tmp_path / "state", of):
+        one = coordinator(broker, tmp_path / "run", of, 2)
+        plenty = one.strategy.settings
+        one.strategy.settings = replace(plenty, bytes=1.0)
+        thread = threading.Thread(target=one.run, args=(threading.Event(),))
+        thread.start()
+        until(lambda: "budget" in one.alarms)
+        assert "none of 3 devices has time for a single step" in one.alarms["budget"]
+        assert one.core.round == 1
+        one.strategy.settings = plenty
+        with devices(broker, tmp_path / "others", of, prefix="new-"):  # somebody new: it is tried again
+            thread.join(20)
+        assert not thread.is_alive()
+    assert one.core.finished
+    assert "budget" not in one.alarms
 
 
 def test_a_coordinator_that_starts_again_continues_the_run(tmp_path: Path) -> None:
