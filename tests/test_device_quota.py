@@ -29,10 +29,13 @@ try:
         print(busy.share, flush=True)
 except NotHere as error:
     print("not here:", error)
-begin, used = time.monotonic(), time.process_time()
-while time.process_time() - used < 0.1:
-    sum(range(1000))
-print(0.1 / (time.monotonic() - begin), flush=True)
+after = 0.0  # the best of five stretches: one alone is short enough for others to fill
+for _ in range(5):
+    begin, used = time.monotonic(), time.process_time()
+    while time.process_time() - used < 0.1:
+        sum(range(1000))
+    after = max(after, 0.1 / (time.monotonic() - begin))
+print(after, flush=True)
 """
 
 # What this machine gives at that moment to a process that nobody limits, in CPU time per second.
