@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.spec import Mode
-from tools.lab.plan import Cell, Experiment, ExperimentError, Method, experiment
+from tools.lab.plan import EXPERIMENTS, Cell, Experiment, ExperimentError, Method, experiment
 from tools.lab.report import ordering, report
 from tools.lab.scores import SCORES, Curve, compare
 
@@ -79,7 +79,7 @@ def test_an_experiment_file_names_what_is_wrong_with_it(tmp_path: Path) -> None:
         experiment("nowhere")
 
 
-@pytest.mark.parametrize("name", ["paper", "quick", "rivals", "beyond", "fleets"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.toml")))
 def test_every_experiment_that_comes_along_names_strategies_and_fleets_that_are_there(name: str) -> None:
     from coordinator.strategies import strategy
     from tools.lab.fleet import fleet
@@ -127,7 +127,10 @@ def test_a_report_holds_tables_and_pictures_and_ends_with_the_headline(tmp_path:
 
 def test_the_ordering_fails_by_name_where_relief_is_behind(tmp_path: Path) -> None:
     finished(tmp_path, [0.1, 0.1, 0.1, 0.1])
-    assert ordering(tmp_path) == ["fedavg: nanx, 0 of 1 runs reached it"]
+    assert ordering(tmp_path) == ["fedavg: never (0/1 runs)"]
+    assert report(tmp_path).startswith(
+        "f/full: time to FedAvg's held-out F1 never (0/1 runs), in-subject never (0/1 runs), rare"
+    )
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

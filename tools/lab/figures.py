@@ -20,7 +20,7 @@ def draw(curves: Sequence[Curve], titles: dict[str, str], path: Path, heading: s
     """
     pyplot = _pyplot()
     with pyplot.rc_context({"svg.hashsalt": "relief", "font.size": 9}):
-        figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.8), constrained_layout=True)
+        figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 4.2), constrained_layout=True)
         for axis, (score, label) in zip(axes, PANELS, strict=True):
             for method in dict.fromkeys(c.method for c in curves):
                 mine = [c for c in curves if c.method == method]
@@ -31,7 +31,7 @@ def draw(curves: Sequence[Curve], titles: dict[str, str], path: Path, heading: s
             axis.set_xlabel("simulated seconds")
             axis.set_ylabel(label)
             axis.grid(alpha=0.3)
-        axes[0].legend(fontsize=7)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
         figure.suptitle(heading)
         return _written(pyplot, figure, path)
 

@@ -50,9 +50,10 @@ def ordering(folder: Path) -> list[str]:
     """Where RELIEF needs more time than a form of FedAvg to get to the latter's final held-out F1; empty if nowhere."""
     curves, behind = load(folder), []
     for method in sorted({c.method for c in curves if c.method.startswith("fedavg")}):
-        ratio, *_, reached, runs = compare(curves, "relief", method).ratio("seconds/held_out")
-        if reached < runs or ratio <= 1.0:
-            behind.append(f"{method}: {ratio:.2f}x, {reached} of {runs} runs reached it")
+        ratio = compare(curves, "relief", method).ratio("seconds/held_out")
+        mean, _, _, reached, runs = ratio
+        if reached < runs or mean <= 1.0:
+            behind.append(f"{method}: {_how_much(ratio)}")
     return behind
 
 
@@ -173,12 +174,16 @@ def _headline(e: Experiment, curves: Sequence[Curve], fleet: str, mode: str) -> 
     c = compare(curves, "relief", e.reference)
     time, inside, joules = (c.ratio(n) for n in ("seconds/held_out", "seconds/in_subject", "joules_idle/held_out"))
     rare = c.gain("rare_only/end")[0]
-    saved = 100 * (1 - 1 / joules[0])
+    saved = f", energy with idle {100 * (1 - 1 / joules[0]):.0f} % less" if joules[3] else ""
     return [
-        f"{fleet}/{mode}: time to {_title(e, e.reference)}'s held-out F1 {time[0]:.1f}x ({time[3]}/{time[4]} runs), "
-        f"in-subject {inside[0]:.1f}x ({inside[3]}/{inside[4]}), energy with idle {saved:.0f} % less, "
-        f"rare-modality F1 {rare:+.1f} points (simulated)"
+        f"{fleet}/{mode}: time to {_title(e, e.reference)}'s held-out F1 {_how_much(time)}, "
+        f"in-subject {_how_much(inside)}{saved}, rare-modality F1 {rare:+.1f} points (simulated)"
     ]
+
+
+def _how_much(ratio: tuple[float, float, float, int, int]) -> str:
+    mean, _, _, reached, runs = ratio
+    return (f"{mean:.1f}x" if reached else "never") + f" ({reached}/{runs} runs)"
 
 
 def _pictures(e: Experiment, curves: Sequence[Curve], path: Path, heading: str) -> None:
