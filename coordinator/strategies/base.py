@@ -48,7 +48,7 @@ class Settings:
 
     epochs     local epochs of a full round
     deadline   "none", "cohorts" (the fastest device's full round, or what half of every cohort needs for REACH of its
-               steps on the cohort's block alone, where that is longer), "fastest" (the first of the two in any case),
+               steps on the cohort's block, where that is longer), "fastest" (the first of the two in any case),
                "learned" (coordinator.pacing), a quantile below 1 of the devices' full rounds, or seconds from 1 on
     joules     allowance per device and round; 0: none
     bytes      uplink allowance per device and round; 0: none
@@ -181,15 +181,17 @@ class Strategy:
         return float(np.quantile(full, number)) if number < 1 else number
 
     def reach(self, members: Sequence[Member]) -> float:
-        """Seconds in which half of every cohort takes REACH of its local steps on the cohort's block and no other.
+        """Seconds in which half of every cohort takes REACH of its local steps on the cohort's block.
 
-        With less the only owners of a modality may be too slow for a single step: then nobody trains it, ever.
+        With less the only owners of a modality may be too slow for a single step: then nobody trains it, ever. A device
+        trains the block alone or all that it owns: few steps on everything can cost less than the features of the rest.
         """
         need: dict[str, list[float]] = {}
         for member in members:
             w, steps = self.work(member), ceil(REACH * self.cap(member))
+            whole = w.seconds(dict.fromkeys((*member.owned, SHARED), steps))
             for m in member.owned:
-                need.setdefault(m, []).append(w.seconds({m: steps, SHARED: steps}))
+                need.setdefault(m, []).append(min(whole, w.seconds({m: steps, SHARED: steps})))
         longest = max((sorted(seconds)[(len(seconds) - 1) // 2] for seconds in need.values()), default=0.0)
         return longest * (1 + 1e-9)  # or rounding could cost the step
 
