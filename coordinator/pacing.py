@@ -21,7 +21,7 @@ TURNS = (0, 1, 1, 0)  # who stays when: the incumbent and its challenger
 
 @dataclass
 class LearnedDeadline:
-    """A search over deadlines FACTOR**level x the fastest device's full round, from level 0 on.
+    """A search over deadlines FACTOR**level x the fastest device's full round (or the least, if longer), from level 0.
 
     stay      (seconds, mean loss) of the rounds of this stay
     brought   per turn of this comparison, (decrease of the log loss, seconds it took)

@@ -51,7 +51,7 @@ class Wire:
 
 
 def half(values: Vector) -> Tensor:
-    """float16, saturating: an infinity would poison the mean."""
+    """`values` (float32) as float16, saturating: an infinity would poison the mean."""
     import torch  # here, since the core goes without; numpy takes many times as long where values are tiny
 
     most = torch.finfo(torch.float16).max

@@ -175,8 +175,10 @@ class Strategy:
         full = [self.full_seconds(m) for m in members]
         if self.pacing:
             return self.pacing.deadline(min(full), max(full), self.reach(members))
-        if wanted in ("fastest", "cohorts"):
-            return max(min(full), self.reach(members) if wanted == "cohorts" else 0.0)
+        if wanted == "fastest":
+            return min(full)
+        if wanted == "cohorts":
+            return max(min(full), self.reach(members))
         number = float(wanted)
         return float(np.quantile(full, number)) if number < 1 else number
 
