@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 from models.spec import Mode
+from tools.lab.cells import run_cell
 from tools.lab.experiment import Lab
-from tools.lab.plan import Experiment, Method, Sizes, Tuning
+from tools.lab.plan import Cell, Experiment, Method, Sizes, Tuning
 
 FLEET = """
 dataset = "synthetic"
@@ -33,6 +35,8 @@ rate = 1e6
 watts = 1.0
 """
 
+SMALL = Sizes(widths=[3], fusion=6, bins=2)
+
 
 def test_a_method_is_run_in_its_modes_only(tmp_path: Path) -> None:
     def plan(**of_it: list[Mode]) -> Experiment:
@@ -41,13 +45,31 @@ def test_a_method_is_run_in_its_modes_only(tmp_path: Path) -> None:
 
     some = plan(fedavg=[], fedit=[Mode.LORA])
     rates = {f"{m}/{mode.value}": 0.1 for m in some.methods for mode in some.modes}
-    cells = Lab(some, tmp_path, say=str).cells(rates, list(some.methods))
+    lab = Lab(some, tmp_path, say=str)
+    cells = lab.cells(rates, list(some.methods))
     ran = {(c.method, c.mode) for c in cells}
     assert ran == {("fedavg", Mode.FULL), ("fedavg", Mode.LORA), ("fedit", Mode.LORA)}
     everywhere = plan(fedavg=[], fedit=[])
-    assert all(c.key(some) == c.key(everywhere) for c in cells)
+    assert all(c.key(some, lab.fleets[c.fleet]) == c.key(everywhere, lab.fleets[c.fleet]) for c in cells)
     with pytest.raises(ValueError, match="reference 'fedavg' must run in every mode, also in full"):
         plan(fedavg=[Mode.LORA])
+
+
+def test_a_run_ends_by_its_clock_alone_and_says_so_where_it_never_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = tmp_path / "tiny.toml"
+    fleet.write_text(FLEET)
+    plan = Experiment(
+        name="x", fleets=[str(fleet)], epochs=0.05, model=SMALL, methods={"fedavg": Method(strategy="fedavg")}
+    )
+    by_rounds = Cell("fedavg", str(fleet), Mode.FULL, 0, 0, 0.05)
+    once = run_cell(plan.model_copy(update={"rounds": {"full": 1}}), by_rounds)["points"][-1]["seconds"]
+    points = run_cell(plan, replace(by_rounds, clock=450.5 * once))["points"]
+    assert len(points) == points[-1]["round"] == 451
+    monkeypatch.setattr("tools.lab.cells.ENDLESS", 20)
+    with pytest.raises(RuntimeError, match=r"20 rounds took it to .* its rounds are too short"):
+        run_cell(plan, replace(by_rounds, clock=450.5 * once))
 
 
 @pytest.mark.timeout(280)
@@ -61,7 +83,7 @@ def test_an_experiment_resumes_tunes_alike_and_leaves_a_tidy_table(tmp_path: Pat
         seeds=[0],
         rounds={"full": 3},
         epochs=0.1,
-        model=Sizes(widths=[3], fusion=6, bins=2),
+        model=SMALL,
         tuning=Tuning(rates=[0.02, 0.1], folds=[0]),
         reference="fedavg",
         methods={
@@ -109,7 +131,7 @@ def test_a_run_that_fails_costs_only_itself(tmp_path: Path) -> None:
         seeds=[0, 1],
         rounds={"full": 2},
         epochs=0.1,
-        model=Sizes(widths=[3], fusion=6, bins=2),
+        model=SMALL,
         methods={
             "fedavg": Method(strategy="fedavg", learning_rate=rates),
             "broken": Method(strategy="relief", learning_rate=rates, options={"speling": 1.0}),

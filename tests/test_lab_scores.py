@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.spec import Mode
+from tools.lab.fleet import Fleet, Tier
 from tools.lab.plan import EXPERIMENTS, Cell, Experiment, ExperimentError, Method, experiment
 from tools.lab.report import ordering, report
 from tools.lab.scores import SCORES, Curve, compare
@@ -61,13 +62,16 @@ def test_methods_that_share_no_world_cannot_be_compared() -> None:
 
 
 def test_a_cells_name_changes_with_whatever_decides_its_result_and_with_nothing_else() -> None:
-    def key(rate: float = 0.1, **changes: object) -> str:
+    tier = Tier(name="t", devices=2, modalities=["*"], speed=1.0)
+
+    def key(rate: float = 0.1, of: Tier = tier, **changes: object) -> str:
         methods = {"m": Method.model_validate({"strategy": "fedavg", **changes})}
         e = Experiment(name="x", reference="m", methods=methods)
-        return Cell("m", "coupled", Mode.FULL, 0, 0, rate).key(e)
+        return Cell("m", "home.toml", Mode.FULL, 0, 0, rate).key(e, Fleet(name="home", dataset="dsads", tier=[of]))
 
     assert key() == key(title="another title") == key(learning_rate={"full": 0.1})
     assert len({key(), key(0.2), key(dropout=0.1), key(options={"beta": 0.5}), key(deadline="fastest")}) == 5
+    assert key() != key(of=tier.model_copy(update={"speed": 0.5}))  # the fleet's file was edited
 
 
 def test_an_experiment_file_names_what_is_wrong_with_it(tmp_path: Path) -> None:
@@ -77,6 +81,9 @@ def test_an_experiment_file_names_what_is_wrong_with_it(tmp_path: Path) -> None:
         experiment(bad)
     with pytest.raises(ExperimentError, match="those that come along: beyond"):
         experiment("nowhere")
+    bad.write_text('fleets = ["mine/home.toml", "theirs/home.toml"]\n[methods.fedavg]\nstrategy = "fedavg"\n')
+    with pytest.raises(ExperimentError, match="two fleets are called 'home'"):
+        experiment(bad)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.toml")))

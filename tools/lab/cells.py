@@ -23,16 +23,21 @@ from tools.lab.simulate import Point, Run
 from tools.lab.unimodal import UnimodalRun
 from tools.lab.world import World, world
 
+ENDLESS = 20_000  # rounds after which a run has lost its way to the clock that ends it
+
 Start = tuple[World, Engine, Mapping[str, Vector], Mapping[str, Vector]]
 
 
 def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Run the cell; plain values ready for JSON. The same cell gives the same values."""
+    """Run the cell; plain values ready for JSON. The same cell gives the same values.
+
+    RuntimeError for a run whose clock hardly moves.
+    """
     began, cpu = time.perf_counter(), time.process_time()
     method = experiment.methods[cell.method]
     where, engine, blocks, frozen = prepared(experiment.model_dump_json(), cell)
     chosen = made(method, where, experiment, cell)
-    rounds = experiment.most if cell.clock else experiment.rounds[cell.mode.value]
+    rounds = ENDLESS if cell.clock else experiment.rounds[cell.mode.value]
     run = run_of(chosen)(
         where,
         chosen,
@@ -45,6 +50,9 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         compare=method.regret and not cell.tuning,
     )
     points = run.go()
+    if points[-1:] and points[-1].round == ENDLESS:
+        at = f"{points[-1].seconds:.3g} of {cell.clock:.3g} simulated seconds"
+        raise RuntimeError(f"{cell.method} on {cell.fleet}: {ENDLESS} rounds took it to {at}; its rounds are too short")
     return {
         "method": cell.method,
         "fleet": cell.fleet,

@@ -15,6 +15,7 @@ from typing import Any
 
 from models.spec import Mode
 from tools.lab.cells import run_cell
+from tools.lab.fleet import fleet
 from tools.lab.plan import Cell, Experiment, Tuning
 
 Result = dict[str, Any]
@@ -28,6 +29,7 @@ class Lab:
         self, experiment: Experiment, folder: Path, *, workers: int = 0, engine: str = "local", say: Say = print
     ):
         self.experiment, self.folder, self.say = experiment, folder, say
+        self.fleets = {name: fleet(name) for name in experiment.fleets}
         self.workers = workers or os.cpu_count() or 1
         self.engine = engine
         (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ class Lab:
         return [json.loads(self._file(cell).read_text()) for cell in cells]
 
     def _file(self, cell: Cell) -> Path:
-        return self.folder / "cells" / f"{cell.key(self.experiment)}.json"
+        return self.folder / "cells" / f"{cell.key(self.experiment, self.fleets[cell.fleet])}.json"
 
     def _each(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
         """Results as they come. A cell that fails leaves the others to be finished first, then its error is raised."""

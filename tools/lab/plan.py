@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from coordinator.strategies.base import Deadline, Settings
 from models.local import Local
 from models.spec import BPolicy, InputSpec, Mode, ModelSpec
+from tools.lab.fleet import Fleet
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,7 +85,6 @@ class Experiment(Entry):
 
     rounds      of the reference, per mode, fixed in advance on validation
     public      training subjects per mode that the fleet does not hold and the base of lora is pre-trained on
-    most        no method runs for more rounds
     every       rounds between two evaluations, for every method
     """
 
@@ -96,7 +96,6 @@ class Experiment(Entry):
     reference: str = "fedavg"
     rounds: dict[str, int] = {"full": 60, "lora": 60}
     public: dict[str, int] = {"full": 0, "lora": 1}
-    most: int = 400
     every: int = 1
     epochs: float = 2.0
     batch: int = 16
@@ -112,6 +111,14 @@ class Experiment(Entry):
         for mode in self.modes:
             if self.reference not in self.methods_in(mode):
                 raise ValueError(f"reference {self.reference!r} must run in every mode, also in {mode.value}")
+        return self
+
+    @model_validator(mode="after")
+    def _fleets_have_names(self) -> Experiment:
+        names = [Path(f).stem for f in self.fleets]
+        for name in names:
+            if names.count(name) > 1:  # runs and pictures are called by it
+                raise ValueError(f"two fleets are called {name!r}; give their files names of their own")
         return self
 
     def methods_in(self, mode: Mode) -> list[str]:
@@ -151,11 +158,12 @@ class Cell:
     tuning: bool = False
     clock: float = 0.0  # simulated seconds at which it ends; 0: by rounds
 
-    def key(self, experiment: Experiment) -> str:
-        """A file name that changes whenever anything that decides the result does."""
-        common = experiment.model_dump(mode="json", include={"rounds", "public", "most", "every", "epochs", "batch"})
+    def key(self, experiment: Experiment, fleet: Fleet) -> str:
+        """A file name that changes whenever anything that decides the result does, also what the fleet's file says."""
+        common = experiment.model_dump(mode="json", include={"rounds", "public", "every", "epochs", "batch"})
         about: dict[str, Any] = {
             **common,
+            "fleet": fleet.model_dump(mode="json", exclude={"name"}, exclude_defaults=True),
             "momentum": experiment.momentum,
             "model": experiment.model.model_dump(mode="json"),
             "method": experiment.methods[self.method].model_dump(
@@ -165,8 +173,6 @@ class Cell:
             "tuning": self.tuning,
             "clock": round(self.clock, 6),
         }
-        if not about["method"]["regret"]:
-            del about["method"]["regret"]  # names of runs without it stay what they were
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
         return f"{Path(self.fleet).stem}-{self.mode.value}-{self.method}-f{self.fold}-s{self.seed}-{digest}"
 
