@@ -126,6 +126,7 @@ class Open:
 
     normalisation, versions    modality -> centre and width that are new, and the version that carries them
     late                       device -> its assignment of a closed round that may still be answered
+    counts                     modality -> samples behind its new normalisation
     """
 
     round: int
@@ -134,6 +135,7 @@ class Open:
     normalisation: dict[str, tuple[list[float], list[float]]]
     versions: dict[str, int] = field(default_factory=dict)
     late: dict[str, Assignment] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ WAITING = 16 * 1024 * 1024  # bytes of lines that wait for space at most; the ol
 class RoundRecord:
     """One committed round.
 
-    began, ended       wall clock, seconds since the coordinator started
+    began, ended       wall clock, seconds that coordinators of this folder have run, this one and those before it
     divergence         block -> D' of this round (blocks with at least two trainers)
     joules             sum over devices, from `power` sources; estimates are named as such by the devices
     bytes_up, _down    payloads received, and published once for all subscribers
@@ -118,6 +118,7 @@ class History:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._size = _whole_lines(self._fd)
         os.ftruncate(self._fd, self._size)
+        self.until = _last_second(self._fd, self._size)  # where the record's clock stands
 
     def round(self, one: RoundRecord) -> None:
         self.last, self.rounds, self.joules = one, self.rounds + 1, self.joules + one.joules
@@ -174,3 +175,15 @@ def _whole_lines(fd: int) -> int:
             return start + at + 1
         end = start
     return 0
+
+
+def _last_second(fd: int, size: int) -> float:
+    """The latest time that the last lines of a record name; 0 where there are none."""
+    start, latest = max(0, size - 65536), 0.0
+    for line in os.pread(fd, size - start, start).splitlines()[start > 0 :]:
+        try:
+            one = json.loads(line)
+            latest = max(latest, float(one.get("ended", one.get("at", 0.0))))
+        except (ValueError, AttributeError):
+            continue  # a bad sector took it
+    return latest

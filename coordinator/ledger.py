@@ -42,6 +42,7 @@ class Resumed:
     blocks: dict[str, Vector] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     scales: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)  # modality -> samples behind its scale
     assignments: dict[str, Assignment] = field(default_factory=dict)
     stored: dict[str, UpdateHead] = field(default_factory=dict)
     done: dict[str, UpdateHead] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class Ledger:
                 "assignments": {d: a.model_dump() for d, a in action.assignments.items()},
                 "scales": {m: [center, width] for m, (center, width) in action.normalisation.items()},
                 "versions": action.versions,
+                "counts": action.counts,
                 "late": {d: a.model_dump() for d, a in action.late.items()},
             },
         )
@@ -129,6 +131,7 @@ class Ledger:
             "round": resumed.round,
             "versions": resumed.versions,
             "scales": {m: [center, width] for m, (center, width) in resumed.scales.items()},
+            "scaled": resumed.scaled,
             "strategy": {"name": strategy.name, "state": strategy.state()},
             "done": {d: head.to_dict() for d, head in resumed.done.items()},
             "late": {d: a.model_dump() for d, a in resumed.late.items()},
@@ -170,6 +173,7 @@ class Ledger:
             elif record.kind == "open":
                 at.assignments = _assignments(header["assignments"])
                 at.scales.update({m: (c, w) for m, (c, w) in header["scales"].items()})
+                at.scaled.update({m: int(n) for m, n in header.get("counts", {}).items()})
                 at.versions.update({m: int(v) for m, v in header["versions"].items()})
                 at.late = _assignments(header.get("late", {}))
                 at.stored, at.opened = {}, True
@@ -196,6 +200,7 @@ class Ledger:
         at.round, at.blocks = int(meta["round"]), dict(saved.blocks)
         at.versions = {block: int(v) for block, v in meta["versions"].items()}
         at.scales = {m: (c, w) for m, (c, w) in meta["scales"].items()}
+        at.scaled = {m: int(n) for m, n in meta.get("scaled", {}).items()}
         at.done = {d: UpdateHead.from_dict(h) for d, h in meta["done"].items()}
         at.late = _assignments(meta.get("late", {}))
         at.lengths = {block: float(length) for block, length in meta.get("lengths", {}).items()}

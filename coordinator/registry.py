@@ -13,6 +13,8 @@ from models.spec import ModelSpec
 from protocol.messages import Scale, Status, strange
 
 ASSUMED_FLOPS = 1e9  # per second, of a device that has measured nothing yet
+SLOWEST = 1e6  # seconds per window, or per byte of the uplink: eleven days
+MOST_WINDOWS = 2**31
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Registry:
                 return f"modality {name} has {channels} channels, the model expects {self.spec.input(name).channels}"
         if not set(status.modalities) & set(self.spec.names):
             return f"owns no modality of the model ({', '.join(self.spec.names)})"
-        return ""
+        return _impossible(status)
 
     def owned(self, device: str) -> tuple[str, ...]:
         """The device's modalities that the model has, in the model's order."""
@@ -69,6 +71,18 @@ class Registry:
     def ready(self) -> list[str]:
         """Devices that could train now, in order."""
         return sorted(d.id for d in self.devices.values() if d.ready and d.id not in self.quarantined)
+
+    def sums(self, modality: str) -> dict[str, Scale]:
+        """What the modality's owners say of their samples, even if they are away, not if they cannot take part."""
+        told = {d.id: d.status.scale[modality] for d in self.devices.values() if modality in d.status.scale}
+        channels = self.spec.input(modality).channels
+        return {
+            d: one
+            for d, one in told.items()
+            if len(one.total) == len(one.squares) == channels
+            and not self.devices[d].fault
+            and d not in self.quarantined
+        }
 
     def member(self, device: str) -> Member:
         """The device as strategies see it."""
@@ -88,6 +102,18 @@ class Registry:
         """modality -> its owners that are there."""
         online = [d for d in sorted(self.devices) if self.devices[d].status.online]
         return {m: [d for d in online if m in self.devices[d].status.modalities] for m in self.spec.names}
+
+
+def _impossible(status: Status) -> str:
+    """What of a device's own figures no device can have: plans made from them would have no finite length."""
+    each = [seconds for speed in status.speed.values() for seconds in (speed.forward, speed.backward)]
+    if each and not 0 <= min(each) <= max(each) <= SLOWEST:
+        return f"says that a window takes it {max(each, key=abs):.3g} s; 0 to {SLOWEST:g} are possible"
+    if status.rate < 0 or 0 < status.rate < 1 / SLOWEST:
+        return f"says that its uplink carries {status.rate:.3g} bytes per second"
+    if status.windows > MOST_WINDOWS:
+        return f"says that it has {status.windows} windows; at most {MOST_WINDOWS} are possible"
+    return ""
 
 
 def speeds(spec: ModelSpec, status: Status) -> dict[str, Speed]:
@@ -123,15 +149,12 @@ def normalisation(scales: Mapping[str, Scale]) -> tuple[list[float], list[float]
 
     The devices send counts and sums, never samples. Channels that hardly vary get width 1.
     """
-    count, total, squares = 0, np.zeros(0), np.zeros(0)
-    for device in sorted(scales):
-        one = scales[device]
-        if not count:
-            total, squares = np.zeros(len(one.total)), np.zeros(len(one.total))
-        if one.count and len(one.total) == len(one.squares) == len(total):
-            count, total, squares = count + one.count, total + one.total, squares + one.squares
-    if not count:
+    told = [scales[device] for device in sorted(scales) if scales[device].count]
+    if not told:
         return None
+    count = sum(one.count for one in told)
+    total = np.sum([one.total for one in told], axis=0)
+    squares = np.sum([one.squares for one in told], axis=0)
     center = total / count
     width = np.sqrt(np.maximum(squares / count - center**2, 0.0))
     return center.tolist(), np.where(width > 1e-6 * np.maximum(np.abs(center), 1.0), width, 1.0).tolist()

@@ -52,6 +52,7 @@ class Pace:
     expect     devices to wait for before the first round, for at most `gather` seconds
     settle     seconds without a change of any device that are waited for too: sensors that fill their windows
     patience   a round is closed after the longest predicted time x patience + margin seconds
+    margin     also how long a round lasts at least that brought nothing: whoever declines does so at once
     rounds     stop after so many rounds; 0: never
     buffer     close a round once so many updates are in; 0: wait for everybody. Nobody's work is lost by that: a round
                waits for those whose update would be too late for the next one
@@ -102,6 +103,7 @@ class Rounds:
         self.began = 0.0
         self.deadline = inf
         self.gathering_since: float | None = None
+        self.rest = 0.0  # until when no round begins, after one that brought nothing
         self.stuck = ""  # why no round can begin although devices are ready
         self.done: dict[str, UpdateHead] = {}  # device -> its update of the round before, for repeats and the display
 
@@ -135,6 +137,7 @@ class Rounds:
         if before and event.status.online and before.status.boot != event.status.boot:
             self.late.restarted(event.device)
         if self.registry.arrive(event.device, event.status, now):
+            self.rest = 0.0
             actions.append(Say())
         # A device that is born again may have lost its assignment, even where nothing else about it has changed: it was
         # gone for less than its will's delay. What it finished before comes from its outbox.
@@ -250,6 +253,9 @@ class Rounds:
         if not ready:
             self.gathering_since, self.wake = None, inf
             return
+        if now < self.rest:
+            self.wake = self.rest
+            return
         if self.gathering_since is None:
             self.gathering_since = now
         patience_ends = self.gathering_since + self.pace.gather
@@ -283,8 +289,8 @@ class Rounds:
         self.deadline = now + longest * self.pace.patience + self.pace.margin
         self.wake = self.deadline
         renewed = {m: self.versions[m] for m in fresh}
-        late = dict(self.late.assignments)
-        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh, renewed, late))
+        late, counts = dict(self.late.assignments), {m: self.scaled[m] for m in fresh}
+        actions.append(Open(self.round, self.epoch, dict(self.assignments), fresh, renewed, late, counts))
         for device in self.assignments:
             self._send(device, now, actions)
         actions.append(Say())
@@ -296,12 +302,11 @@ class Rounds:
         """
         fresh = {}
         for m in self.spec.names:
-            sums = {d.id: d.status.scale[m] for d in self.registry.devices.values() if m in d.status.scale}
+            sums = self.registry.sums(m)
             count = sum(one.count for one in sums.values())
             if m in self.scales and count < 2 * self.scaled.get(m, count):
                 continue
-            merged = normalisation(sums)
-            if merged and len(merged[0]) == self.spec.input(m).channels:
+            if merged := normalisation(sums):
                 fresh[m], self.scaled[m] = merged, count
         return fresh
 
@@ -317,6 +322,7 @@ class Rounds:
             deadline=0.0,
             seconds=0.0 if limits.seconds == inf else limits.seconds,
             joules=0.0 if limits.joules == inf else limits.joules,
+            rate=self.registry.devices[device].status.rate,
             training=plan.local.to_dict(),
             predicted_seconds=plan.seconds,
         )
@@ -325,7 +331,9 @@ class Rounds:
         # Work may go on for as long as it can be folded in.
         longer = self.late.staleness * (self.deadline - self.began) if self.late.staleness else 0.0
         left = max(self.deadline + longer - now, 0.0)
-        assignment = self.assignments[device].model_copy(update={"deadline": left})
+        # A little less is told: what is sent at the last moment must be here in time. 0 would be no deadline.
+        told = max(left - min(self.pace.margin, left / 4), 0.1)
+        assignment = self.assignments[device].model_copy(update={"deadline": told})
         actions.append(Send(device, assignment, max(1, ceil(left))))
 
     def _folded(self, event: Folded, actions: list[Action]) -> None:
@@ -337,6 +345,7 @@ class Rounds:
         self.round += 1
         open_still = unanswered(self.late.assignments, self.assignments, self.stored)
         self.late.keep(open_still, self.round, self.declined)
+        self.rest = 0.0 if self.stored else self.began + self.pace.margin
         self.done, self.stored, self.assignments = self.stored, {}, {}
         self.phase = Phase.GATHERING
         self.gathering_since = None

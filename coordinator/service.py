@@ -100,7 +100,7 @@ class Coordinator:
         self._unsaved = False
         self._retry = inf
         self._marks = (0, 0)  # bytes up and down when the round began
-        self._zero = time.monotonic()
+        self._zero = time.monotonic() - self.history.until  # the record's clock goes on where an earlier life ended
         self.stopped: str = ""
         # Called with every summary's round and fields in this thread: metrics, trackers, the log's context.
         self.listeners: list[Callable[[int, dict[str, Any]], None]] = []
@@ -145,6 +145,7 @@ class Coordinator:
         self.core.epoch, self.core.round = at.epoch, at.round
         self.core.versions, self.core.done = at.versions, at.done
         self.core.scales.update(at.scales)
+        self.core.scaled.update(at.scaled)
         self._defence.restore(at.lengths)
         self.blocks = at.blocks
         self.core.late.keep(at.late, at.round)
@@ -318,7 +319,7 @@ class Coordinator:
     def _checkpoint(self, *, force: bool = False) -> None:
         """Write down where we are; a disk that is full costs only a longer replay and a longer journal."""
         core = self.core
-        at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, done=core.done)
+        at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, core.scaled, done=core.done)
         at.late, at.lengths = core.late.assignments, self._defence.lengths
         try:
             written = self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)

@@ -193,3 +193,20 @@ def test_momentum_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert folded is not None
     np.testing.assert_allclose(again.apply("shared", base, folded), 0.8 * 0.8)
     ledger.close()
+
+
+def test_how_many_samples_stand_behind_a_normalisation_survives_a_restart(tmp_path: Path) -> None:
+    blocks = initial(SPEC)[0]
+    ledger = Ledger(tmp_path, SPEC)
+    ledger.begin(1)
+    ledger.open(Open(1, 1, {}, {"torso": ([0.0] * 3, [1.0] * 3)}, {"torso": 1}, counts={"torso": 40}))
+    ledger.journal.sync()
+    ledger.close()
+    again = Ledger(tmp_path, SPEC)
+    at = again.resume(strategy(), blocks)
+    assert at.scaled == {"torso": 40}
+    again.checkpoint(at, strategy(), {}, force=True)
+    again.close()
+    last = Ledger(tmp_path, SPEC)
+    assert last.resume(strategy(), blocks).scaled == {"torso": 40}
+    last.close()

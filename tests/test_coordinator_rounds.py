@@ -28,8 +28,9 @@ from coordinator.events import (
 )
 from coordinator.rounds import Pace, Phase, Rounds
 from coordinator.strategies import Settings, strategy
+from device_runtime.assignments import latest
 from models import SHARED
-from protocol.messages import Scale, Status
+from protocol.messages import BlockSpeed, Scale, Status
 from tests.worlds import spec
 
 
@@ -225,6 +226,44 @@ def test_who_declines_is_not_waited_for() -> None:
     assert kinds(t.feed(Declined("b", "1.1", "battery at 5 %")), Fold)
 
 
+def test_where_everybody_declines_rounds_do_not_follow_at_the_networks_speed() -> None:
+    t = Table(margin=5.0)
+    t.born("a")
+    t.now = 1.0
+    t.feed(Declined("a", "1.1", "too hot"))
+    assert not kinds(t.feed(Folded(1, {}, {})), Send)
+    assert t.core.wake == 5.0
+    t.now = 4.9
+    assert not kinds(t.feed(Tick()), Send)
+    t.now = 5.0
+    assert kinds(t.feed(Tick()), Send)
+    t.feed(Declined("a", "1.2", "too hot"))
+    t.feed(Folded(2, {}, {}))
+    assert kinds(t.born("b"), Send)  # somebody new is a reason to try at once
+
+
+def test_a_round_that_brought_something_is_followed_at_once() -> None:
+    t = Table(expect=2)
+    t.born("a")
+    t.born("b")
+    t.answers(t.head("a"))
+    t.feed(Declined("b", "1.1", "too hot"))
+    assert kinds(t.feed(Folded(1, {}, {})), Send)
+
+
+def test_the_deadline_that_a_device_is_told_leaves_time_for_its_answer() -> None:
+    t = Table("fedavg", patience=2.0, margin=5.0)
+    (sent,) = kinds(t.born("a", rate=1000.0), Send)
+    assert isinstance(sent, Send)
+    assert sent.assignment.deadline == pytest.approx(t.core.deadline - min(5.0, t.core.deadline / 4))
+    assert sent.assignment.rate == 1000.0
+    assert latest(sent.assignment, 0.0, t.core.spec) < sent.assignment.deadline  # its upload's time is taken off too
+    t.now = t.core.deadline - 1e-9
+    (again,) = kinds(t.born("a", boot="b2", rate=1000.0), Send)
+    assert isinstance(again, Send)
+    assert again.assignment.deadline > 0  # 0 would be none at all
+
+
 def test_without_devices_nothing_happens_and_no_timer_runs() -> None:
     t = Table()
     t.born("a")
@@ -308,6 +347,11 @@ def test_zero_filled_fedavg_gives_everybody_the_full_model() -> None:
         ({"protocol": 99}, "the device speaks protocol 99, this side 1: update this side"),
         ({"protocol": 0}, "the device speaks protocol 0, this side 1: update the device"),
         ({"modalities": ("radar",)}, "owns no modality of the model"),
+        ({"speed": {"torso": BlockSpeed(forward=1e308, backward=1e308)}}, "a window takes it 1e+308 s"),
+        ({"speed": {"torso": BlockSpeed(forward=-1.0, backward=0.1)}}, "a window takes it -1 s"),
+        ({"rate": 1e-308}, "its uplink carries 1e-308 bytes per second"),
+        ({"rate": -1.0}, "its uplink carries -1 bytes per second"),
+        ({"windows": 2**53 - 1}, "9007199254740991 windows"),
     ],
 )
 def test_a_device_that_does_not_fit_is_named_and_left_out(status: dict[str, object], fault: str) -> None:
@@ -326,6 +370,21 @@ def test_a_cohorts_normalisation_is_made_of_its_devices_sums() -> None:
     center, width = opened.normalisation["torso"]
     assert center == [2.0, 0.0, 0.0]
     assert width == pytest.approx([2.0**0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("odd", ["aa", "zz"])
+def test_a_device_that_does_not_fit_spoils_nobodys_normalisation(odd: str) -> None:
+    t = Table(expect=2)
+    good = Scale(count=2, total=[2.0, 0.0, 0.0], squares=[4.0, 0.0, 0.0])
+    wide = Scale(count=9, total=[90.0] * 3, squares=[900.0] * 3)
+    t.feed(StatusArrived(odd, birth(scale={"torso": wide}).model_copy(update={"modalities": {"torso": 2}})))
+    t.feed(Wish("quarantine", "bb", "broken"))
+    t.born("bb", scale={"torso": wide})
+    t.born("bc", scale={"torso": Scale(count=9, total=[90.0] * 2, squares=[900.0] * 2)})
+    (opened,) = kinds(t.born("c", scale={"torso": good}), Open)
+    assert isinstance(opened, Open)
+    assert opened.normalisation["torso"][0] == [1.0, 0.0, 0.0]
+    assert opened.counts == {"torso": 2}
 
 
 def test_a_restarted_round_continues_with_the_updates_it_had() -> None:

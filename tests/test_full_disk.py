@@ -112,7 +112,7 @@ def test_a_listener_that_fails_is_an_alarm_and_the_summary_goes_out(tmp_path: Pa
     assert "No space left" in run.alarms["listener"]
 
 
-@pytest.mark.parametrize("text", ["", "no line at all", "{}\n" * 20_000])
+@pytest.mark.parametrize("text", ["", "no line at all", "{}\n" * 20_000, '{"ended": 3.0}\n]\n7\nnonsense\n'])
 def test_any_file_can_be_continued(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)

@@ -69,3 +69,14 @@ def test_the_trail_keeps_the_latest_rounds_in_brief(tmp_path: Path) -> None:
     assert "devices" not in history.trail[0]
     assert history.scored[-1] == {"round": TRAIL + 5, "at": TRAIL + 5.0, "held_out": 0.5}
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2 * (TRAIL + 5)
+
+
+def test_the_clock_of_a_record_goes_on_where_an_earlier_life_ended(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    assert history.until == 0.0
+    for n in range(1, 400):
+        history.round(record(n, 10.0 * n - 10.0, 10.0 * n, 2, [], {}, 10, 20))
+        history.score(n, 10.0 * n, {"held_out": 0.5})
+    history.score(390, 3900.0, {"held_out": 0.5})  # an evaluation that took its time
+    history.close()
+    assert History(tmp_path / "metrics.jsonl").until == 3990.0
