@@ -27,11 +27,16 @@ MADE_UP = "MADE-UP.txt"  # lies beside recordings that `relief data generate` wr
 
 @dataclass(frozen=True)
 class Found:
-    """A data set and where it was found; `path` is None for the synthetic set, `note` says it all in one line."""
+    """A data set and where it was found, which `note` says in one line.
+
+    path      None for the synthetic set and for sets of other packages
+    missing   why the synthetic set stands in for the one that was asked for; empty where it does not
+    """
 
     dataset: DataSet
     path: Path | None
     note: str
+    missing: str = ""
 
 
 def roots() -> list[tuple[str, Path]]:
@@ -59,10 +64,8 @@ def find(name: str) -> Found:
             return Found(dataset, place, note)
     looked = " or ".join(str(root / folder) for _, root in roots())
     unset = "" if os.environ.get("RELIEF_DATA") else " (RELIEF_DATA is not set)"
-    return _synthetic(
-        f"{name}: no recordings in {looked}{unset}, so the synthetic set is used; "
-        f"`relief data fetch {folder}` gets the real ones"
-    )
+    missing = f"no recordings in {looked}{unset}; `relief data fetch {folder}` gets them"
+    return _synthetic(f"{name}: {missing}; until then the synthetic set stands in", missing)
 
 
 def counted(number: int, what: str) -> str:
@@ -88,5 +91,5 @@ def places(folder: Path) -> list[Path]:
     return [folder] if unpacked else [p for p in inside if p.suffix == ".zip"]
 
 
-def _synthetic(note: str) -> Found:
-    return Found(Synthetic(), None, note)
+def _synthetic(note: str, missing: str = "") -> Found:
+    return Found(Synthetic(), None, note, missing)

@@ -53,6 +53,9 @@ class DataError(Exception):
         super().__init__(f"{file}{'' if row is None else f', row {row}'}: {expected}")
         self.file, self.row, self.expected = file, row, expected
 
+    def __reduce__(self) -> tuple[type[DataError], tuple[object, str, int | None]]:
+        return type(self), (self.file, self.expected, self.row)  # as its words alone it would not come through a pipe
+
 
 class DataSet(Protocol):
     """A set of recordings. Reading is lazy: `recordings` may be called again and holds one recording at a time."""

@@ -138,6 +138,8 @@ def test_a_run_that_fails_costs_only_itself(tmp_path: Path) -> None:
             "relief": Method(strategy="relief", learning_rate=rates, deadline="fastest", until=0.5),
         },
     )
-    with pytest.raises(RuntimeError, match=r"2 of 4 runs failed, first .*broken.*no option speling"):
-        Lab(plan, tmp_path / "out", workers=2, say=lambda line: None).run()
+    said: list[str] = []
+    with pytest.raises(ValueError, match="method broken: strategy relief has no option speling"):
+        Lab(plan, tmp_path / "out", workers=2, say=said.append).run()
+    assert said[-1].startswith("2 of 4 runs failed, first broken on ")
     assert len(list((tmp_path / "out" / "cells").glob("*-relief-*.json"))) == 2

@@ -103,7 +103,7 @@ def test_every_experiment_that_comes_along_names_strategies_and_fleets_that_are_
     assert all(fleet(f).devices for f in e.fleets)
 
 
-def finished(folder: Path, relief: list[float]) -> None:
+def finished(folder: Path, relief: list[float], fleet: str = "f") -> None:
     e = Experiment(
         name="x",
         reference="fedavg",
@@ -116,7 +116,7 @@ def finished(folder: Path, relief: list[float]) -> None:
         for n, score in enumerate(scores, 1):
             used = dict.fromkeys(("joules", "joules_idle", "bytes_up", "bytes_down"), n * seconds)
             points.append({"round": n, "seconds": n * seconds, **used, **dict.fromkeys(SCORES, score)})
-        about = {"method": method, "fleet": "f", "mode": "full", "fold": 0, "seed": 0, "tuning": False}
+        about = {"method": method, "fleet": fleet, "mode": "full", "fold": 0, "seed": 0, "tuning": False}
         (folder / "cells" / f"{method}.json").write_text(json.dumps({**about, "points": points}))
 
 
@@ -130,6 +130,14 @@ def test_a_report_holds_tables_and_pictures_and_ends_with_the_headline(tmp_path:
     assert (tmp_path / "curves-f-full.png").stat().st_size > 1000
     assert (tmp_path / "curves-f-full.svg").read_text().lstrip().startswith("<?xml")
     assert ordering(tmp_path) == []
+
+
+def test_a_fleet_file_gives_the_report_its_name_and_not_its_path(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    finished(tmp_path, [0.6, 0.6, 0.6, 0.6], fleet="my/home.v2.toml")
+    assert report(tmp_path).startswith("home.v2/full: ")
+    assert "![curves](curves-home.v2-full.png)" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "curves-home.v2-full.png").is_file() and (tmp_path / "curves-home.v2-full.svg").is_file()
 
 
 def test_the_ordering_fails_by_name_where_relief_is_behind(tmp_path: Path) -> None:

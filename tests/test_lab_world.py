@@ -10,6 +10,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from sensors.locate import Found
+from sensors.synthetic import Synthetic
+from tools.lab import world as module
 from tools.lab.fleet import Fleet, FleetError, Tier, fleet, fleets
 from tools.lab.world import NoData, world
 
@@ -106,13 +109,25 @@ def test_a_fleet_that_is_too_large_for_its_recordings_is_refused() -> None:
 def test_missing_recordings_are_an_error_not_a_silent_replacement(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tools.lab import world as module
-
     monkeypatch.setenv("RELIEF_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     module._windows.cache_clear()
-    with pytest.raises(NoData, match="no recordings"):
+    with pytest.raises(NoData, match=r"dsads: no recordings in .*; `relief data fetch dsads` gets them$"):
         world(small(dataset="dsads"), 0, 0)
+
+
+def test_a_set_of_another_package_is_as_good_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find", lambda name: Found(Synthetic(), None, "mine: from a package"))
+    module._windows.cache_clear()
+    assert world(small(dataset="mine"), 0, 0).devices
+    module._windows.cache_clear()
+
+
+def test_a_fold_that_the_set_does_not_have_is_none_of_the_others() -> None:
+    last = len(Synthetic().subjects()) // 2 - 1
+    assert world(small(), last, 0).held_out != world(small(), 0, 0).held_out
+    with pytest.raises(ValueError, match=rf"no fold {last + 1}; .* --folds {last + 1}`"):
+        world(small(), last + 1, 0)
 
 
 @needs_recordings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 import zipfile
 from collections.abc import Iterator
@@ -245,3 +246,8 @@ def test_the_real_recordings_are_whole_and_fast_the_second_time(real: Dsads) -> 
         parts = split(windows, fold)
         assert [len(p) for p in (parts.train, parts.validation, parts.test)] == [4 * 19 * n for n in (16, 4, 4)]
         assert len(parts.held_out) == 2 * 19 * 24
+
+
+def test_what_is_wrong_with_a_recording_is_told_across_processes() -> None:
+    error = DataError("a.txt", "9 columns are expected", 3)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a.txt, row 3: 9 columns are expected"

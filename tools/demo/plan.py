@@ -70,7 +70,7 @@ def plan(found: Found, asked: str) -> Plan:
     for device in devices:
         counts[device.tier] += 1
         named.append(replace(device, id=f"{device.tier}-{counts[device.tier]}"))
-    return Plan(asked if found.path else "synthetic", found.note, tuple(named), tuple(held_out), rare)
+    return Plan(asked, found.note, tuple(named), tuple(held_out), rare)
 
 
 def configuration(demo: Plan, folder: Path, broker: BrokerConfig, strategy: str, rounds: int, *, seed: int = 0) -> str:

@@ -60,7 +60,7 @@ def demo(
 def _demo(console: Console, data: str, rounds: int, folder: Path, seed: int, secure: bool, dashboard: bool) -> None:
     folder.mkdir(parents=True)
     found = recordings(data, folder / "data")
-    demo = plan(found, data if found.path else "synthetic")
+    demo = plan(found, "synthetic" if found.missing else data)
     console.print(f"Recordings: {demo.note}")
     for subject in dict.fromkeys(d.subject for d in demo.devices):
         worn = ", ".join(d.id for d in demo.devices if d.subject == subject)

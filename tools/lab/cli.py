@@ -89,6 +89,7 @@ def run(
     engine: Annotated[str, typer.Option(help="local (this machine's cores) or ray.")] = "local",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     seeds: Annotated[int, typer.Option(min=0, help="Only so many of the file's seeds; 0: all.")] = 0,
+    folds: Annotated[int, typer.Option(min=0, help="Only so many of the file's folds; 0: all.")] = 0,
     fleet: Annotated[str, typer.Option(help="Another fleet than the file's.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Fail unless RELIEF is ahead of every FedAvg.")] = False,
 ) -> None:
@@ -101,9 +102,14 @@ def run(
     from tools.lab.report import ordering
     from tools.lab.report import report as write
 
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"{engine!r} is neither local nor ray", param_hint="--engine")
     plan = read(file)
     if seeds:
         plan = plan.model_copy(update={"seeds": plan.seeds[:seeds]})
+    if folds:
+        tuning = plan.tuning.model_copy(update={"folds": plan.tuning.folds[:folds]})
+        plan = plan.model_copy(update={"folds": plan.folds[:folds], "tuning": tuning})
     if fleet:
         plan = plan.model_copy(update={"fleets": [fleet]})
     folder = out or Path("runs") / plan.name

@@ -167,7 +167,11 @@ class Lab:
                 pool.shutdown(wait=False, cancel_futures=True)
         if failed:
             first, error = failed[0]
-            raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed, first {first}: {error!r}") from error
+            self.say(
+                f"{len(failed)} of {len(cells)} runs failed, first {first.method} on {first.fleet} in "
+                f"{first.mode.value}, fold {first.fold}, seed {first.seed}"
+            )
+            raise error
 
     def tidy(self, results: Sequence[Result]) -> Path:
         """One row per evaluation of every run as points.csv, and one per round with its regret as regret.csv."""

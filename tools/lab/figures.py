@@ -16,7 +16,7 @@ PANELS = (("held_out", "held-out F1"), ("in_subject", "in-subject F1"), ("rare_o
 def draw(curves: Sequence[Curve], titles: dict[str, str], path: Path, heading: str) -> list[Path]:
     """Scores over simulated time, mean over folds and seeds with the band between the 10th and 90th percentile.
 
-    Writes `path` with the suffixes .png and .svg. ImportError, with the line that installs it, without matplotlib.
+    Writes `path` with .png and .svg behind it. ImportError, with the line that installs it, without matplotlib.
     """
     pyplot = _pyplot()
     with pyplot.rc_context({"svg.hashsalt": "relief", "font.size": 9}):
@@ -69,7 +69,7 @@ def _pyplot() -> Any:
 
 
 def _written(pyplot: Any, figure: Any, path: Path) -> list[Path]:
-    written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    written = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
     for file in written:
         figure.savefig(file, dpi=130, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)

@@ -12,12 +12,12 @@ from tools.lab.plan import Cell, Experiment
 def run_on_ray(experiment: Experiment, cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Run the cells as Ray tasks of one core each, results as they come. RAY_ADDRESS names the cluster.
 
-    RuntimeError, with the line that installs it, where Ray is missing.
+    ImportError, with the line that installs it, where Ray is missing.
     """
     try:
         import ray
     except ImportError:
-        raise RuntimeError("Ray is not installed: pip install 'relief-edge[train,ray]'") from None
+        raise ImportError("Ray is not installed: pip install 'relief-edge[train,ray]'") from None
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     task = ray.remote(num_cpus=1)(run_cell)
     waiting = {task.remote(experiment, cell): cell for cell in cells}

@@ -31,17 +31,18 @@ def report(folder: Path, *, pictures: bool = True) -> str:
     heads = []
     for fleet, mode in sorted({c.key[:2] for c in curves}):
         here = [c for c in curves if c.key[:2] == (fleet, mode)]
-        lines += list(_section(experiment, here, fleet, mode, folder))
+        named = Path(fleet).stem  # of a fleet file its name alone
+        lines += list(_section(experiment, here, named, mode, folder))
         if pictures:
-            lines += ["", f"![curves](curves-{fleet}-{mode}.png)", ""]
-            _pictures(experiment, here, folder / f"curves-{fleet}-{mode}", f"{fleet} fleet, {mode}")
+            lines += ["", f"![curves](curves-{named}-{mode}.png)", ""]
+            _pictures(experiment, here, folder / f"curves-{named}-{mode}", f"{named} fleet, {mode}")
         regrets = [r for r in load_regret(folder) if r.key[:2] == (fleet, mode)]
         if regrets:
             lines += list(_regret(experiment, regrets))
             if pictures:
-                lines += ["", f"![regret](regret-{fleet}-{mode}.png)", ""]
-                _regret_picture(experiment, regrets, folder / f"regret-{fleet}-{mode}", f"{fleet} fleet, {mode}")
-        heads += _headline(experiment, here, fleet, mode)
+                lines += ["", f"![regret](regret-{named}-{mode}.png)", ""]
+                _regret_picture(experiment, regrets, folder / f"regret-{named}-{mode}", f"{named} fleet, {mode}")
+        heads += _headline(experiment, here, named, mode)
     (folder / "report.md").write_text("\n".join(lines) + "\n")
     return "; ".join(heads) or "no relief run to compare"
 

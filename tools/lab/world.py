@@ -13,13 +13,14 @@ from coordinator.evaluation import Evaluator, Labelled, Owner
 from models.spec import InputSpec, ModelSpec
 from sensors.dsads import FOLDS
 from sensors.locate import find
+from sensors.recording import DataError
 from sensors.scaling import Scaling, merge, sums
 from sensors.splits import groups, split
 from sensors.windows import Windows, cut
 from tools.lab.fleet import Fleet, Tier
 
 
-class NoData(ValueError):
+class NoData(DataError):
     """A data set whose recordings are not at hand; the text says where they are looked for."""
 
 
@@ -74,8 +75,13 @@ def world(
     sensed = {m for tier in fleet.tier for k in range(tier.devices) for m in tier.owned(k, known)}
     whole = whole.only([m for m in known if m in sensed])  # what nobody owns is no part of the model
     if not folds or len(whole.subjects) < 3:
-        raise NoData(f"{fleet.dataset}: {len(whole.subjects)} subject at hand; an experiment needs three or more")
-    held_out = list(folds[fold % len(folds)])
+        raise NoData(fleet.dataset, f"{len(whole.subjects)} subject at hand; an experiment needs three or more")
+    if fold >= len(folds):
+        raise ValueError(
+            f"{fleet.dataset}: no fold {fold}; its {len(whole.subjects)} subjects make {len(folds)}, counted from 0, "
+            f"with two held out in each (`relief experiment run --folds {len(folds)}`)"
+        )
+    held_out = list(folds[fold])
     seen = [s for s in whole.subjects if s not in held_out]
     if tuning:
         held_out = [seen.pop()]
@@ -165,8 +171,8 @@ def _shares(
 def _windows(name: str) -> tuple[Windows, int, tuple[tuple[str, ...], ...]]:
     """All windows of a data set, its number of classes, and the held-out subjects of every fold."""
     found = find(name)
-    if found.path is None and name != "synthetic":
-        raise NoData(found.note)
+    if found.missing:
+        raise NoData(name, found.missing)
     data = found.dataset
     windows = cut((r for s in data.subjects() for r in data.recordings(s)), data)
     subjects = list(data.subjects())
