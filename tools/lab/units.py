@@ -46,10 +46,8 @@ class Trained:
         """One step of SGD with heavy-ball momentum on the chosen rows."""
         step = gradient
         if self.velocity is not None:
-            if isinstance(chosen, slice):
-                step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
-            else:
-                step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
+            step = self.velocity[chosen].mul_(self.local.momentum).add_(gradient)
+            if not isinstance(chosen, slice):  # a copy, no view
                 self.velocity.index_copy_(0, chosen, step)
         if isinstance(chosen, slice):
             self.flat[chosen].add_(step, alpha=-self.local.lr)
