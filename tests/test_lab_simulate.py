@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from models.spec import SHARED, InputSpec, Mode, ModelSpec
 from sensors.windows import Windows
 from tools.lab.base import starting_point
 from tools.lab.cells import run_of
-from tools.lab.engine import Engine
+from tools.lab.engine import Engine, Job, Work
 from tools.lab.fleet import Fleet, Tier
 from tools.lab.simulate import Point, Run
 from tools.lab.world import LabDevice, World
@@ -169,6 +169,50 @@ def test_without_rounds_fast_devices_answer_often_and_stale_updates_weigh_less(p
     method = strategy("fedbuff")(place.spec, Settings())
     assert [method.weight(s) for s in (0, 3, 8)] == [1.0, 0.5, pytest.approx(1 / 3)]
     np.testing.assert_allclose(method.step(np.zeros(1), [np.ones(1), np.ones(1)], [0, 3]), 0.75)
+
+
+class Spoilt(Engine):
+    """Devices whose training runs away."""
+
+    lost: tuple[str, ...] = ()
+
+    def train(self, jobs: Sequence[Job]) -> list[Work]:
+        works = super().train(jobs)
+        return [
+            replace(work, deltas={b: np.full_like(d, np.nan) for b, d in work.deltas.items()})
+            if job.device in self.lost
+            else work
+            for job, work in zip(jobs, works, strict=True)
+        ]
+
+
+RUNS = ("relief", "heterofl", "fedsa-lora", "harmony", "mfedmc", "fedbuff")  # of every kind, with all that they keep
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_device_whose_training_runs_away_declines_as_a_real_one_does(
+    name: str, place: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = run(place, name)
+    monkeypatch.setattr("tests.test_lab_simulate.Engine", Spoilt)
+    monkeypatch.setattr(Spoilt, "lost", ("d1",))
+    without = run(place, name)
+    assert all(np.isfinite(vector).all() for vector in without.blocks.values())
+    assert [p.round for p in without.points] == [1, 2, 3]
+    if name not in ("fedbuff", "mfedmc"):  # where somebody else sends instead
+        assert without.points[-1].bytes_up < well.points[-1].bytes_up
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_where_all_run_away_the_model_stays_as_it_was_and_the_run_ends(
+    name: str, place: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_lab_simulate.Engine", Spoilt)
+    monkeypatch.setattr(Spoilt, "lost", tuple(d.id for d in place.devices))
+    lost = run(place, name)
+    first, _ = starting_point(place)
+    assert all((lost.blocks[block] == first[block]).all() for block in first)
+    assert lost.clock.up == 0
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

@@ -31,6 +31,7 @@ class BufferedRun(Run):
         self._coming: list[tuple[float, int, _Arrival]] = []
         self._times: Counter[str] = Counter()
         self.step, buffer, ended = 0, list[_Arrival](), False
+        lost = 0  # updates since the server's last step that were not finite
         for device in self.world.devices:
             self.registry.arrive(device.id, birth(self.spec, device), 0.0)
             self._begin(device, 0.0)
@@ -39,9 +40,13 @@ class BufferedRun(Run):
             now, _, arrival = heapq.heappop(self._coming)
             self.clock.idle += idle * (now - self.clock.seconds)
             self.clock.seconds = now
-            buffer.append(arrival)
+            if arrival.work.finite:
+                buffer.append(arrival)
+            elif (lost := lost + 1) == len(self.devices):
+                break  # nobody can train from this model: it is lost
             if len(buffer) == self.strategy.buffer:
                 self._step(buffer)
+                lost = 0
                 if self.step % self.every == 0 or self.step == self.rounds:
                     self.points.append(self._point(self.step, [a.head for a in buffer]))
                     ended = self.watch(self.points[-1])

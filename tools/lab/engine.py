@@ -66,6 +66,11 @@ class Work:
     looks: int = 1
     entropy: float = 0.0
 
+    @property
+    def finite(self) -> bool:
+        """Whether there is anything to send: a device whose training gave other values declines (device_runtime)."""
+        return all(bool(np.isfinite(delta).all()) for delta in self.deltas.values())
+
 
 class Engine:
     """Holds the windows and the frozen base; `train` runs a round of many devices.

@@ -14,6 +14,7 @@ from coordinator.commit import fold_round
 from coordinator.divergence import worth
 from coordinator.events import (
     Action,
+    Declined,
     Event,
     Fold,
     Folded,
@@ -42,6 +43,8 @@ from tools.lab.regret import Regret, regret, truth
 from tools.lab.world import LabDevice, World
 
 Blocks = dict[str, Vector]
+
+NOT_FINITE = "training gave values that are not finite"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Run:
         self.costs = block_costs(self.spec)
         self.devices = {d.id: d for d in self.world.devices}
         self.clock = Clock()
-        pace = Pace(expect=len(self.devices), gather=float("inf"), settle=0.0, patience=1e9, rounds=self.rounds)
+        pace = Pace(len(self.devices), gather=float("inf"), patience=1e9, margin=0.0, rounds=self.rounds)
         self.core = Rounds(self.spec, self.strategy, pace)
         self.held: dict[str, dict[str, int]] = {d: {} for d in self.devices}  # device -> block -> version it has
         self.settled: set[str] = set()  # devices whose features of frozen encoders are computed
@@ -144,15 +147,18 @@ class Run:
         for job, work in zip(jobs, self.engine.train(jobs), strict=True):
             device, assignment = self.devices[job.device], sent[job.device]
             cost = self._cost(device, assignment, work, job.local)
+            longest = max(longest, cost.seconds)
+            self.clock.joules += cost.joules
+            self.clock.up += cost.bytes_up
+            self.clock.down += cost.bytes_down
+            if not work.finite:
+                self._push(now + cost.seconds, Declined(device.id, assignment.id, NOT_FINITE))
+                continue
             if job.local.wire not in EXACT:
                 work = replace(work, deltas=self._rounded(device.id, assignment.id, work.deltas, job.local.wire))
             self.works[device.id] = work
             if isinstance(self.strategy, SubModels):
                 self.strategy.trained(device.id, job.base, work.deltas)
-            longest = max(longest, cost.seconds)
-            self.clock.joules += cost.joules
-            self.clock.up += cost.bytes_up
-            self.clock.down += cost.bytes_down
             head = UpdateHead(
                 id=f"{device.id}.{assignment.id}",
                 device=device.id,
@@ -204,7 +210,7 @@ class Run:
             sent_part=part.sent if part else 1.0,
         )
         self.settled.add(device.id)
-        return cost
+        return cost if work.finite else replace(cost, up=0.0, bytes_up=0)
 
     # -- what nobody can know ----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from coordinator.events import UpdateArrived, UpdateHead
+from coordinator.events import Declined, UpdateArrived, UpdateHead
 from coordinator.strategies.unimodal import Task, Unimodal
 from device_runtime.wire import EXACT
 from models.cost import BYTES_PER_VALUE
@@ -19,7 +19,7 @@ from models.spec import SHARED, Mode
 from protocol.messages import Assignment
 from tools.lab.clock import WIRE, Spent, work_flops
 from tools.lab.engine import Job, Work
-from tools.lab.simulate import Run
+from tools.lab.simulate import NOT_FINITE, Run
 from tools.lab.world import LabDevice
 
 
@@ -33,6 +33,10 @@ class _Result:
     tasks: dict[str, Task]
     works: dict[str, Work]
 
+    @property
+    def finite(self) -> bool:
+        return all(work.finite for work in self.works.values())
+
 
 class UnimodalRun(Run):
     """As Run, for a Unimodal strategy."""
@@ -42,19 +46,23 @@ class UnimodalRun(Run):
         assert isinstance(strategy, Unimodal)
         strategy.begin(self.blocks)
         results = self._results(strategy, sent)
-        chosen = {r.device.id: tuple(r.tasks) for r in results}
+        good = [r for r in results if r.finite]
+        chosen = {r.device.id: tuple(r.tasks) for r in good}
         if strategy.selective:
             round = next(iter(sent.values())).round
-            chosen = strategy.choose(round, {r.device.id: self._seen(strategy, r) for r in results})
-        costs = [self._spent(r, chosen[r.device.id], strategy.selective) for r in results]
+            chosen = strategy.choose(round, {r.device.id: self._seen(strategy, r) for r in good})
+        costs = [self._spent(r, chosen.get(r.device.id, ()), strategy.selective) for r in results]
         told = max((c.seconds - c.up for c in costs), default=0.0)
         self.works, longest = {}, 0.0
         for r, cost in zip(results, costs, strict=True):
-            seconds = told + cost.up if strategy.selective and chosen[r.device.id] else cost.seconds
+            seconds = told + cost.up if strategy.selective and chosen.get(r.device.id) else cost.seconds
             longest = max(longest, seconds)
             self.clock.joules += cost.joules
             self.clock.up += cost.bytes_up
             self.clock.down += cost.bytes_down
+            if not r.finite:
+                self._push(now + seconds, Declined(r.device.id, r.assignment.id, NOT_FINITE))
+                continue
             work = self.works[r.device.id] = self._sent(strategy, r, chosen[r.device.id])
             self._push(now + seconds, UpdateArrived(self._head(r, work, replace(cost, latency=0.0), seconds)))
         self.clock.idle += longest * sum(d.idle_watts for d in self.world.devices)
