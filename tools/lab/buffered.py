@@ -31,7 +31,7 @@ class BufferedRun(Run):
         self._coming: list[tuple[float, int, _Arrival]] = []
         self._times: Counter[str] = Counter()
         self.step, buffer, ended = 0, list[_Arrival](), False
-        lost = 0  # updates since the server's last step that were not finite
+        lost = set[str]()  # devices whose training ran away since the server's last step
         for device in self.world.devices:
             self.registry.arrive(device.id, birth(self.spec, device), 0.0)
             self._begin(device, 0.0)
@@ -42,11 +42,13 @@ class BufferedRun(Run):
             self.clock.seconds = now
             if arrival.work.finite:
                 buffer.append(arrival)
-            elif (lost := lost + 1) == len(self.devices):
-                break  # nobody can train from this model: it is lost
+            else:
+                lost.add(arrival.head.device)
+            if len(lost) == len(self.devices):
+                break  # nobody can train from this model
             if len(buffer) == self.strategy.buffer:
                 self._step(buffer)
-                lost = 0
+                lost.clear()
                 if self.step % self.every == 0 or self.step == self.rounds:
                     self.points.append(self._point(self.step, [a.head for a in buffer]))
                     ended = self.watch(self.points[-1])
