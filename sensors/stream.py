@@ -7,7 +7,7 @@ the same rules as `windows.cut`, so that training on a stream and on a recording
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,14 +59,6 @@ class Source(Protocol):
         """Stop sensing; a `read` that waits returns at once. May be called twice."""
 
 
-def pieces(source: Source) -> Iterator[Samples]:
-    """Everything from an opened source until it ends."""
-    while not source.ended:
-        samples = source.read(1.0)
-        if samples is not None:
-            yield samples
-
-
 class WindowRing:
     """The newest `capacity` labelled windows of a stream, from any thread.
 
@@ -99,7 +91,7 @@ class WindowRing:
         self._restart(0.0, first=True)
 
     def push(self, samples: Samples) -> None:
-        """Take in a piece and cut what it completes."""
+        """Take in a piece and cut what it completes. ValueError for another rate than the ring's (sensors.resample)."""
         with self._lock:
             if not self._fits(samples):
                 self.refused += 1
@@ -109,8 +101,9 @@ class WindowRing:
             if self._empty or abs(at - reach) > JUMP_S * self._rate:
                 self._cut(reach)
                 self._restart(samples.time)
+                at = 0.0
             for name, stream in samples.streams.items():
-                self._place(name, *self._on_grid(name, samples, stream), samples)
+                self._place(name, at, stream, samples.labels)
             self._cut(self._complete() - self._patience)
 
     def annotate(self, start: float, end: float, label: int) -> None:
@@ -163,9 +156,11 @@ class WindowRing:
             return self._origin + start / self._rate, self._origin + end / self._rate, whole
 
     def _fits(self, samples: Samples) -> bool:
+        if samples.rate_hz != self._rate:
+            raise ValueError(f"samples at {samples.rate_hz:g} Hz for windows at {self._rate:g} Hz: resample them first")
         n = len(samples)
         shaped = all(s.shape == (n, self._channels.get(name)) for name, s in samples.streams.items())
-        right = len(samples.labels) in (0, n) and np.isfinite(samples.time) and samples.rate_hz > 0
+        right = len(samples.labels) in (0, n) and np.isfinite(samples.time)
         return bool(n and samples.streams and shaped and right)
 
     def _restart(self, origin: float, first: bool = False) -> None:
@@ -175,43 +170,11 @@ class WindowRing:
         self._filled = dict.fromkeys(self._channels, 0)  # modality -> end of what has arrived
         self._pending: dict[str, Floats] = {n: np.empty((0, c), np.float32) for n, c in self._channels.items()}
         self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._last: dict[
-            str, tuple[float, Floats]
-        ] = {}  # modality -> time and value of the last sample, to interpolate
         self._run, self._next = UNLABELLED, 0  # label before `done`, start of the run's next window
 
-    def _on_grid(self, name: str, samples: Samples, stream: Floats) -> tuple[float, Floats, Ints]:
-        """Grid position, values and labels of a piece; other rates are brought to the ring's.
-
-        Linear between samples; below 5 Hz (heart rate) the last value holds.
-        """
-        at = (samples.time - self._origin) * self._rate
-        if samples.rate_hz == self._rate:
-            return at, stream, samples.labels
-        times = samples.time + np.arange(len(stream)) / samples.rate_hz
-        before = self._last.get(name)
-        self._last[name] = float(times[-1]), stream[-1]
-        if before is not None and 0 < times[0] - before[0] < 2 / samples.rate_hz:
-            times, stream = np.concatenate([[before[0]], times]), np.concatenate([before[1][None], stream])
-        ticks = np.arange(
-            np.ceil((times[0] - self._origin) * self._rate), np.ceil((times[-1] - self._origin) * self._rate)
-        )
-        grid = self._origin + ticks / self._rate
-        held = np.clip(np.searchsorted(times, grid, side="right") - 1, 0, len(times) - 1)
-        if samples.rate_hz < 5.0:
-            values = stream[held]
-        else:
-            values = np.stack([np.interp(grid, times, channel) for channel in stream.T], axis=1).astype(np.float32)
-        labels = (
-            samples.labels[np.clip(held - (len(times) - len(samples)), 0, None)] if len(samples.labels) else held[:0]
-        )
-        return float(ticks[0]) if len(ticks) else at, values, labels
-
-    def _place(self, name: str, at: float, values: Floats, labels: Ints, samples: Samples) -> None:
+    def _place(self, name: str, at: float, values: Floats, labels: Ints) -> None:
         """Write a piece where it belongs, or refuse what is too late."""
         begin = self._filled[name] if abs(at - self._filled[name]) <= SLACK_S * self._rate else round(at)
-        if not len(values):
-            return
         if begin < self._filled[name] or begin < self._done:
             self.refused += 1
             return

@@ -12,14 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sensors.recording import UNLABELLED, Modality, Recording
+from sensors.recording import UNLABELLED, Recording
 from sensors.replay import ReplaySource
-from sensors.stream import Samples, WindowRing, pieces
+from sensors.stream import Samples, Source, WindowRing
 from sensors.synthetic import Synthetic
 from sensors.windows import Windows, cut
 from tests.test_sensors_windows import RATE, Made, data_sets
 
 FAST = math.inf
+
+
+def pieces(source: Source) -> Iterator[Samples]:
+    """Everything from an opened source until it ends."""
+    while not source.ended:
+        samples = source.read(1.0)
+        if samples is not None:
+            yield samples
 
 
 def streamed(made: Made, subject: str, capacity: int = 4096, piece_s: float = 0.2, **part: object) -> WindowRing:
@@ -136,19 +144,10 @@ def test_a_clock_that_is_set_anew_starts_a_new_stretch() -> None:
     assert len(ring.windows()) == 6 and ring.refused == 0
 
 
-def test_other_rates_are_brought_to_the_rings_own() -> None:
-    modalities = (Modality("fast", ("v",), "1", 40.0), Modality("slow", ("v",), "1", 1.0))
-    ring = WindowRing(modalities, RATE, 1.0)
-    for n in range(12):
-        times = n * 0.5 + np.arange(20) / 40.0
-        ring.push(Samples(n * 0.5, 40.0, {"fast": times[:, None].astype(np.float32)}, np.zeros(20, np.int64)))
-        if n % 2 == 0:
-            ring.push(Samples(n * 0.5, 1.0, {"slow": np.array([[n // 2]], np.float32)}))
-    ring.flush()
-    windows = ring.windows()
-    assert len(windows) >= 4
-    assert np.allclose(windows.x["fast"][:, 0], np.arange(len(windows))[:, None] + np.arange(10) / RATE, atol=1e-5)
-    assert np.array_equal(windows.x["slow"][:, 0], np.repeat(np.arange(len(windows)), 10).reshape(-1, 10))
+def test_another_rate_than_the_rings_is_an_error_that_says_so() -> None:
+    ring = WindowRing(Made.modalities, RATE, 1.0)
+    with pytest.raises(ValueError, match="samples at 40 Hz for windows at 10 Hz: resample them first"):
+        ring.push(Samples(0.0, 40.0, _piece(0.0, 5).streams))
 
 
 def test_an_annotation_within_the_rings_patience_labels_its_interval() -> None:
