@@ -115,37 +115,42 @@ class IioPolling:
         self._values: list[list[float]] = []
         self._first = 0.0
         self._closed = threading.Event()
+        self._using = threading.Lock()  # a file is not closed while it is read: its number could be another's by then
 
     def open(self) -> None:
         """Find the device. OSError if it, a channel or the right to read it is missing."""
-        self._let_go()
-        self._closed.clear()
         device = iio_device(self._device, self._root)
         self.modalities = (device.modality(self._name, self._channels, self._rate),)
         self._offset = np.array([device.number(c, "offset", 0.0) for c in self._channels])
         self._scale = np.array([device.number(c, "scale", 1.0) for c in self._channels])
-        for channel in self._channels:
-            self._files.append(os.open(device.path / f"in_{channel}_raw", os.O_RDONLY | os.O_CLOEXEC))
+        with self._using:
+            self._let_go()
+            try:
+                for channel in self._channels:
+                    self._files.append(os.open(device.path / f"in_{channel}_raw", os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                self._let_go()
+                raise
         self._due, self._values = time.monotonic(), []
 
     def read(self, timeout: float | None = None) -> Samples | None:
         """Wait for the rest of a piece. OSError if the device is gone."""
         end = None if timeout is None else time.monotonic() + timeout
-        while not self._closed.is_set():
-            now = time.monotonic()
-            if now >= self._due:
-                if now - self._due > 1.0 and self._values:
-                    self._due = now
-                    return self._take()  # we were held up: what comes next is not consecutive
-                self._sample()
-                self._due = max(self._due + 1 / self._rate, now - 1.0)
-                if len(self._values) == self._piece:
-                    return self._take()
-            elif end is not None and now >= end:
-                return None
-            else:
-                self._closed.wait(min(self._due, end or self._due) - now)
-        self._let_go()
+        with self._using:
+            while not self._closed.is_set():
+                now = time.monotonic()
+                if now >= self._due:
+                    if now - self._due > 1.0 and self._values:
+                        self._due = now
+                        return self._take()  # we were held up: what comes next is not consecutive
+                    self._sample()
+                    self._due = max(self._due + 1 / self._rate, now - 1.0)
+                    if len(self._values) == self._piece:
+                        return self._take()
+                elif end is not None and now >= end:
+                    return None
+                else:
+                    self._closed.wait(min(self._due, end or self._due) - now)
         return None
 
     @property
@@ -153,7 +158,10 @@ class IioPolling:
         return self._closed.is_set()
 
     def close(self) -> None:
+        """Stop, and let go of the files; waits for a read that is at a value."""
         self._closed.set()
+        with self._using:
+            self._let_go()
 
     def _sample(self) -> None:
         if not self._values:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -129,10 +130,12 @@ class IioBuffered:
         self._to_epoch = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._closed = False
+        self._using = threading.Lock()  # the node is not closed while it is read
 
     def open(self) -> None:
         """Set the device up and start its buffer. OSError saying which file refused, or what is missing."""
-        self._stop()
+        with self._using:
+            self._stop()
         self._device = device = iio_device(self._name, self._root)
         elements, control = device.path / "scan_elements", device.path / "buffer"
         if (device.path / "buffer0").is_dir():
@@ -162,27 +165,17 @@ class IioBuffered:
         """The next run of consecutive samples. OSError if the device is gone."""
         if self._ready:
             return self._ready.popleft()
-        if self._closed:
-            self._stop()
-            return None
-        poller = select.poll()
-        poller.register(self._node, select.POLLIN)
-        poller.register(self._wake_read, select.POLLIN)
-        events = dict(poller.poll(None if timeout is None else timeout * 1000))
-        if self._closed:
-            self._stop()
-            return None
-        if self._node in events:
-            fresh = b""
-            with contextlib.suppress(BlockingIOError):
-                fresh = os.read(self._node, 1 << 16)
-                if not fresh:
-                    raise OSError(f"IIO device {self._name}: its buffer ended")
-            whole = self._rest + fresh
-            until = len(whole) - len(whole) % self._layout.size
-            self._rest = whole[until:]
-            if until:
-                self._ready.extend(self._pieces(self._layout.decode(whole[:until]), time.time()))
+        with self._using:
+            if self._closed:
+                return None
+            poller = select.poll()
+            poller.register(self._node, select.POLLIN)
+            poller.register(self._wake_read, select.POLLIN)
+            events = dict(poller.poll(None if timeout is None else timeout * 1000))
+            if self._closed:
+                return None
+            if self._node in events:
+                self._receive()
         return self._ready.popleft() if self._ready else None
 
     @property
@@ -190,9 +183,12 @@ class IioBuffered:
         return self._closed
 
     def close(self) -> None:
+        """Switch the buffer off and let go of the device."""
         if not self._closed:
             self._closed = True
             os.write(self._wake_write, b"x")
+        with self._using:
+            self._stop()
 
     def __del__(self) -> None:
         self._stop()
@@ -242,6 +238,18 @@ class IioBuffered:
                 _write(self._control / "enable", "0")
 
     # -- records ---------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        fresh = b""
+        with contextlib.suppress(BlockingIOError):
+            fresh = os.read(self._node, 1 << 16)
+            if not fresh:
+                raise OSError(f"IIO device {self._name}: its buffer ended")
+        whole = self._rest + fresh
+        until = len(whole) - len(whole) % self._layout.size
+        self._rest = whole[until:]
+        if until:
+            self._ready.extend(self._pieces(self._layout.decode(whole[:until]), time.time()))
 
     def _pieces(self, raw: dict[str, npt.NDArray[np.int64]], arrival: float) -> list[Samples]:
         values: dict[str, Floats] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,10 +18,20 @@ from hypothesis import strategies as st
 
 from sensors.iio import IioPolling, iio_device, iio_devices
 from sensors.iio_buffer import IioBuffered, Layout, ScanElement
-from tests.emulated_board import NAMESPACES, entered
+from sensors.live import LiveSource, State
+from tests.emulated_board import NAMESPACES, entered, wait_for
 from tests.iio_tree import CHANNELS, GRAVITY, SCALES, record, write_device
 
 ACCEL = ("accel_x", "accel_y", "accel_z")
+
+
+def held(folder: Path) -> int:
+    """Open files of this process below `folder`."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists them
+            links.append(entry.readlink())
+    return sum(folder in link.parents for link in links)
 
 
 def value(channel: str) -> float:
@@ -66,6 +77,34 @@ def test_a_polled_sensor_that_vanishes_is_an_error_of_the_system(tmp_path: Path)
         IioPolling("imu6", ("accel_q",), "hand", 10.0, root=root).open()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
+def test_a_polled_sensor_lets_go_of_its_files_whenever_it_fails_and_at_the_end(tmp_path: Path) -> None:
+    root, _ = write_device(tmp_path)
+    opened = 0
+
+    def make() -> IioPolling:
+        nonlocal opened
+        opened += 1
+        return IioPolling("imu6", ACCEL, "hand", 50.0, root=root)
+
+    source = LiveSource([make], 25.0, retry_s=(0.01, 0.01))
+    source.open()
+    wait_for(lambda: source.health["hand"].state is State.OK, "the sensor")
+    assert held(root) == 3
+    raw = root / "bus/iio/devices/iio:device0/in_accel_y_raw"
+    raw.write_text("")
+    wait_for(lambda: opened >= 10, "ten more openings, each of which fails at the first value")
+    raw.write_text("100")
+    wait_for(lambda: source.health["hand"].state is State.OK, "the sensor to come back")
+    assert held(root) == 3
+    raw.unlink()  # it is among the scan elements all the same: one channel opens, the second does not
+    source.close()
+    assert held(root) == 0
+    with pytest.raises(OSError, match="in_accel_y_raw"):
+        IioPolling("imu6", ACCEL, "hand", 50.0, root=root).open()
+    assert held(root) == 0
+
+
 @pytest.mark.parametrize("new_form", [False, True])
 def test_the_buffer_is_set_up_read_and_switched_off_again(tmp_path: Path, new_form: bool) -> None:
     root, dev = write_device(tmp_path, new_form=new_form)
@@ -87,9 +126,9 @@ def test_the_buffer_is_set_up_read_and_switched_off_again(tmp_path: Path, new_fo
     os.write(writer, stream[500:])
     rest = [source.read(1.0) for _ in range(2)]
     source.close()
+    assert (control / "enable").read_text().startswith("0")
     assert source.read(1.0) is None and source.ended
     os.close(writer)
-    assert (control / "enable").read_text().startswith("0")
     assert first is not None and len(first) == 20 and first.time == pytest.approx(1_700_000_000.0)
     assert [len(r) for r in rest if r] == [5, 10] and rest[1] and rest[1].time == pytest.approx(1_700_000_000.3)
     hand = first.streams["hand"]
