@@ -1,7 +1,7 @@
 """A device's own sensors as one source: each read in a thread of its own, on one grid, watched over.
 
-A sensor that says nothing for `stall_s` or fails is absent until it delivers again; a failed one is made and opened
-anew with growing pauses. The others never wait for it.
+A modality of which nothing is heard for `stall_s`, or whose sensor fails, is absent until it is heard again; a failed
+sensor is made and opened anew with growing pauses. The others never wait for it, nor those that share its source.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -50,7 +50,7 @@ class _Sensor:
     make: Callable[[], Source]
     source: Source
     resamplers: dict[str, Resampler] = field(default_factory=dict)
-    heard: float = 0.0  # monotonic time of the last sample
+    heard: dict[str, float] = field(default_factory=dict)  # modality -> monotonic time of its last sample
 
 
 class LiveSource:
@@ -58,7 +58,7 @@ class LiveSource:
 
     sensors    how to make each source; made once now, to know its modalities, and again after a failure
     changed    called from a sensor's thread whenever a modality comes or goes; must only enqueue
-    stall_s    seconds of silence, at least five of the sensor's periods, until a sensor counts as absent
+    stall_s    seconds of silence, at least five of its periods, until a modality counts as absent
     retry_s    first and longest pause before a failed sensor is opened again
     """
 
@@ -131,10 +131,10 @@ class LiveSource:
         with self._lock:
             return dict(self._health)
 
-    def _note(self, sensor: _Sensor, state: State, reason: str = "", names: Sequence[str] = ()) -> None:
+    def _note(self, sensor: _Sensor, names: Iterable[str], state: State, reason: str = "") -> None:
         moved = False
         with self._lock:
-            for name in names or [m.name for m in sensor.source.modalities]:
+            for name in names:
                 before, resampler = self._health[name], sensor.resamplers.get(name)
                 gaps, late = (resampler.gaps, resampler.late) if resampler else (before.gaps, before.late)
                 left = before.state is State.OK and state is not State.OK
@@ -148,7 +148,7 @@ class LiveSource:
     def _run(self, sensor: _Sensor) -> None:
         pause, failed = self._retry[0], False
         while not self._closing.is_set():
-            sensor.heard = 0.0
+            sensor.heard = {}
             try:
                 if failed:
                     sensor.source = sensor.make()
@@ -158,12 +158,14 @@ class LiveSource:
                 reason = str(error)
             if self._closing.is_set():
                 break
-            self._note(sensor, State.DEAD, reason)
+            self._note(sensor, [m.name for m in sensor.source.modalities], State.DEAD, reason)
             with contextlib.suppress(OSError):
                 sensor.source.close()
-            pause = self._retry[0] if sensor.heard else min(2 * pause, self._retry[1])
             failed = True
+            if sensor.heard:
+                pause = self._retry[0]
             self._closing.wait(pause)
+            pause = min(2 * pause, self._retry[1])
         with contextlib.suppress(OSError):
             sensor.source.close()
 
@@ -171,23 +173,24 @@ class LiveSource:
         source = sensor.source
         source.open()
         sensor.resamplers = {m.name: Resampler(self._rate, m.rate_hz or self._rate) for m in source.modalities}
-        slowest = min((m.rate_hz for m in source.modalities if m.rate_hz), default=self._rate)
-        patience, since = max(self._stall, 5 / slowest), time.monotonic()
+        patience = {m.name: max(self._stall, 5 / (m.rate_hz or self._rate)) for m in source.modalities}
+        opened = time.monotonic()
         while not self._closing.is_set() and not source.ended:
             samples = source.read(_LOOK)
             now = time.monotonic()
             if samples is not None and len(samples):
-                since = sensor.heard = now
                 self._take(sensor, samples)
-            elif now - since > patience:
-                self._note(sensor, State.STALLED, f"nothing for {now - since:.0f} s")
+                sensor.heard.update(dict.fromkeys(samples.streams, now))
+            for name, longest in patience.items():
+                silent = now - sensor.heard.get(name, opened)
+                if silent > longest:
+                    self._note(sensor, [name], State.STALLED, f"nothing for {silent:.0f} s")
 
     def _take(self, sensor: _Sensor, samples: Samples) -> None:
+        known = {name: stream for name, stream in samples.streams.items() if name in sensor.resamplers}
         times = samples.time + np.arange(len(samples)) / samples.rate_hz
-        for name, stream in samples.streams.items():
-            resampler = sensor.resamplers.get(name)
-            if resampler is None:
-                continue
+        for name, stream in known.items():
+            resampler = sensor.resamplers[name]
             if self._health[name].state is not State.OK:
                 resampler.reset()
             for tick, values in resampler.push(times, stream):
@@ -196,4 +199,4 @@ class LiveSource:
                     nearest = np.round((np.arange(tick, tick + len(values)) / self._rate - times[0]) * samples.rate_hz)
                     labels = labels[np.clip(nearest.astype(int), 0, len(labels) - 1)]
                 self._inbox.put(Samples(tick / self._rate, self._rate, {name: values}, labels))
-        self._note(sensor, State.OK, names=list(samples.streams))
+        self._note(sensor, known, State.OK)

@@ -28,6 +28,7 @@ from sensors.wire import encode
 from tests.emulated_board import wait_for
 
 HAND = Modality("hand", ("x", "y", "z"), "m/s2", 50.0)
+CHEST = Modality("chest", ("x",), "m/s2", 50.0)
 HEART = Modality("heart", ("bpm",), "1/min", 1.0)
 
 
@@ -103,7 +104,7 @@ def test_pieces_of_all_sensors_come_on_the_models_grid(live: Make) -> None:
 
 
 def test_a_silent_sensor_is_absent_until_it_speaks_again(live: Make) -> None:
-    hand, other = Script(HAND), Script(Modality("chest", ("x",), "m/s2", 50.0))
+    hand, other = Script(HAND), Script(CHEST)
     changes = threading.Semaphore(0)
     source = live(hand, other, stall_s=0.6, changed=changes.release)
     for _ in range(20):
@@ -119,7 +120,46 @@ def test_a_silent_sensor_is_absent_until_it_speaks_again(live: Make) -> None:
     assert sum(changes.acquire(blocking=False) for _ in range(10)) == 4  # two came, one went, one came back
 
 
-def test_a_failed_sensor_is_opened_again_with_growing_pauses_and_says_why(live: Make) -> None:
+def test_of_two_modalities_of_one_source_the_silent_one_is_absent_and_the_other_goes_on(live: Make) -> None:
+    node = TopicSource("home/bob", (HAND, CHEST), lambda topics: None)
+    source = live(node, stall_s=0.5)  # type: ignore[arg-type]
+
+    def say(*names: str) -> None:
+        for m in (HAND, CHEST):
+            if m.name in names:
+                values = np.ones((5, len(m.channels)), np.float32)
+                node.feed(f"home/bob/{m.name}", encode(Samples(time.time(), 50.0, {m.name: values}), m.name))
+
+    def present(*said: str) -> list[str]:
+        say(*said)
+        return [m.name for m in source.present]
+
+    wait_for(lambda: present("hand", "chest") == ["hand", "chest"], "both")
+    wait_for(lambda: present("hand") == ["hand"], "the silent one to leave")
+    assert source.health["chest"].state is State.STALLED and source.health["hand"].lost == 0
+    wait_for(lambda: present("hand", "chest") == ["hand", "chest"], "it to be back")
+    assert source.health["chest"].lost == 1
+
+
+def test_a_failed_sensor_is_opened_again_after_1_2_4_and_up_to_30_seconds() -> None:
+    hand, pauses = Script(HAND), list[float]()
+    hand.refuse = True
+    source = LiveSource([lambda: hand], 25.0)
+
+    def wait(seconds: float | None = None) -> bool:
+        pauses.append(seconds or 0.0)
+        if len(pauses) == 7:
+            source.close()
+        return False
+
+    source._closing.wait = wait  # type: ignore[method-assign]
+    source.open()
+    wait_for(lambda: source.ended, "seven failures")
+    source.close()
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_a_failed_sensor_is_opened_again_with_again_with_growing_pauses_and_says_why(live: Make) -> None:
     hand = Script(HAND)
     source = live(hand)
     hand.say(0.2)
