@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from protocol.config import BrokerConfig, Section
 from protocol.connection import connection
-from protocol.transport import Connected, Event, Received, Transport
+from protocol.transport import Connected, Event, Received, Stopped, Transport
 from sensors.iio import IioPolling
 from sensors.iio_buffer import IioBuffered
 from sensors.mqtt_source import TopicSource
 from sensors.recording import Modality
-from sensors.stream import Source
+from sensors.stream import Samples, Source
 
 KINDS = ("iio", "iio-poll", "ble", "serial", "topic")
 
@@ -70,7 +70,10 @@ class LiveConfig(Section):
 
 
 def maker(config: SensorConfig, broker: BrokerConfig, identity: str) -> Callable[[], Source]:
-    """How to make the sensor's source; `identity` is the device's name at the broker."""
+    """How to make the sensor's source; `identity` is the device's name at the broker.
+
+    ValueError for topics at a fleet's broker that knows its parties by certificate.
+    """
     name, channels = next(iter(config.modalities.items()))
     if config.kind == "iio":
         wanted = dict(config.modalities)
@@ -78,8 +81,13 @@ def maker(config: SensorConfig, broker: BrokerConfig, identity: str) -> Callable
     if config.kind == "iio-poll":
         return lambda: IioPolling(config.where, channels, name, config.rate_hz)
     if config.kind == "topic":
+        if config.broker is None and broker.cert:
+            raise ValueError(
+                f"topic {config.where}: give the sensor a broker of its own. The fleet's takes the certificate's name "
+                "for the client id, so that this connection and the device's would throw each other out"
+            )
         modalities = [Modality(m, c, "", config.rate_hz) for m, c in config.modalities.items()]
-        return lambda: Topics(config.where, modalities, config.broker or broker, f"{identity}-sensors")
+        return lambda: Topics(config.where, modalities, config.broker or broker, f"{identity}-sensors-{name}")
     if config.kind == "ble":
         from sensors.ble import HeartRateSource
 
@@ -99,12 +107,16 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 class Topics(TopicSource):
-    """Topics over a connection of their own, so that a flood of samples never delays the fleet's business."""
+    """Topics over a connection of their own, so that a flood of samples never delays the fleet's business.
+
+    identity    at the broker, where no other connection may have it: a device has one for every sensor
+    """
 
     def __init__(self, prefix: str, modalities: list[Modality], broker: BrokerConfig, identity: str) -> None:
         super().__init__(prefix, modalities, lambda topics: None)
         self._broker, self._identity = broker, identity
         self._transport: Transport | None = None
+        self._stopped = ""  # why the transport has given up
 
     def open(self) -> None:
         """Connect; the topics are asked for whenever the connection is made. OSError where it cannot be."""
@@ -113,6 +125,13 @@ class Topics(TopicSource):
             self._transport.open(self._event)
         except ValueError as error:
             raise OSError(str(error)) from None
+
+    def read(self, timeout: float | None = None) -> Samples | None:
+        """The next piece. OSError once the transport has given up: only another one can connect again."""
+        samples = super().read(timeout)
+        if samples is None and self._stopped:
+            raise OSError(self._stopped)
+        return samples
 
     def close(self) -> None:
         super().close()
@@ -126,3 +145,6 @@ class Topics(TopicSource):
             self.feed(event.topic, event.payload)
         elif isinstance(event, Connected) and transport is not None:
             transport.subscribe(*self.topics)
+        elif isinstance(event, Stopped):
+            self._stopped = event.reason
+            self._inbox.wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -15,13 +16,15 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from broker_config.launcher import Broker
+from broker_config.settings import loopback
 from device_runtime.live import LiveSensing, live
-from device_runtime.sensors_config import LiveConfig, SensorConfig
+from device_runtime.sensors_config import LiveConfig, SensorConfig, maker
 from protocol.config import BrokerConfig
 from protocol.messages import Label, decode
 from protocol.mqtt import MqttTransport
 from protocol.topics import Topics
 from protocol.transport import Connected, Event, Received
+from sensors.live import State
 from sensors.locate import find
 from sensors.recording import Modality
 from sensors.stream import Samples, WindowRing
@@ -36,6 +39,12 @@ TWO = (
     SensorConfig(kind="serial", where="/dev/a", modalities={"hand": ("0",)}, rate_hz=50),
     SensorConfig(kind="serial", where="/dev/b", modalities={"chest": ("0", "1")}, rate_hz=50),
 )
+
+
+def topic(where: str, modality: str) -> SensorConfig:
+    return SensorConfig(kind="topic", where=where, modalities={modality: ("x",)}, rate_hz=50)
+
+
 CONFIG = LiveConfig(sensors=TWO, rate_hz=25.0, window_s=0.4, overlap=0.0, patience_s=1.0, stall_s=0.5)
 
 
@@ -134,7 +143,7 @@ def test_a_label_on_another_clock_costs_nothing() -> None:
 
 def test_topics_of_another_node_feed_a_device_over_a_real_broker(broker: Broker, fleet: str) -> None:
     config = LiveConfig(
-        sensors=(SensorConfig(kind="topic", where=f"{fleet}/bob", modalities={"hand": ("x",)}, rate_hz=50),),
+        sensors=(topic(f"{fleet}/bob", "hand"),),
         rate_hz=25.0,
         window_s=0.4,
         patience_s=0.0,
@@ -165,6 +174,72 @@ def test_topics_of_another_node_feed_a_device_over_a_real_broker(broker: Broker,
     finally:
         sensing.close()
         node.close()
+
+
+def test_two_nodes_feed_a_device_over_two_connections_that_leave_each_other_alone(broker: Broker, fleet: str) -> None:
+    nodes = {"hand": "kitchen", "chest": "hall"}
+    config = LiveConfig(sensors=tuple(topic(f"{fleet}/{n}", m) for m, n in nodes.items()), rate_hz=25.0, window_s=0.4)
+    at, up = BrokerConfig(port=broker.port), threading.Event()
+    node = MqttTransport(at, f"{fleet}-node")
+    node.open(lambda event: up.set() if isinstance(event, Connected) else None)
+    sensing = live(config, at, f"{fleet}-dev", 1 << 20)
+    sensing.open(lambda: None)
+    try:
+        assert up.wait(10)
+
+        def both() -> bool:
+            for m, where in nodes.items():
+                piece = Samples(time.time() - 0.1, 50.0, {m: np.ones((5, 1), np.float32)})
+                node.publish(f"{fleet}/{where}/{m}", encode(piece, m))
+            return set(sensing.modalities) == {"hand", "chest"}
+
+        wait_for(both, "both sensors")
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            assert both()
+            time.sleep(0.1)
+        assert not [line for line in broker.log.splitlines() if f"{fleet}-dev" in line and "already connected" in line]
+    finally:
+        sensing.close()
+        node.close()
+
+
+def test_a_sensor_whose_broker_refuses_it_says_why_and_is_back_once_it_is_let_in(broker: Broker) -> None:
+    open_to_all = False
+
+    def configure(port: int, folder: Path) -> str:
+        plain = loopback(port, folder, user="root" if os.geteuid() == 0 else None)
+        return plain if open_to_all else plain.replace("allow_anonymous true", "allow_anonymous false")
+
+    with Broker(configure=configure) as own:
+        at = BrokerConfig(port=own.port, reconnect_min=0.1, reconnect_max=0.5)
+        config = LiveConfig(sensors=(topic("kitchen", "hand"),), rate_hz=25.0, window_s=0.4)
+        sensing = live(config, at, "dev", 1 << 20)
+        sensing.open(lambda: None)
+        node = MqttTransport(at, "node")
+        try:
+            wait_for(lambda: sensing.health["hand"].state is State.DEAD, "the refusal")
+            assert "dev-sensors-hand is not allowed to connect" in sensing.health["hand"].reason
+            open_to_all = True
+            own.restart()
+            node.open(lambda event: None)
+
+            def back() -> bool:
+                node.publish("kitchen/hand", b"1")
+                return "hand" in sensing.modalities
+
+            wait_for(back, "the sensor", 30.0)
+        finally:
+            sensing.close()
+            node.close()
+
+
+def test_topics_at_a_broker_that_goes_by_certificates_need_one_of_their_own() -> None:
+    files = {name: Path(f"{name}.pem") for name in ("ca", "cert", "key")}
+    secure = BrokerConfig(**files)
+    with pytest.raises(ValueError, match="topic kitchen: give the sensor a broker of its own"):
+        maker(topic("kitchen", "hand"), secure, "dev")
+    maker(topic("kitchen", "hand").model_copy(update={"broker": BrokerConfig()}), secure, "dev")
 
 
 def test_an_operators_command_reaches_the_device_as_an_interval_of_its_class(
