@@ -26,6 +26,7 @@ from protocol.errors import ProtocolError
 from protocol.tls import decoded
 from protocol.transport import Connected, Event, Lost, Stopped
 from protocol.waiting import take
+from sensors.clock import astray
 from sensors.locate import find as find_recordings
 from sensors.recording import DataError
 
@@ -221,12 +222,14 @@ def sensors(settings: Settings, running: Running) -> Iterator[Result]:
         gone = sorted(set(running.get("owned", ())) - set(running.get("modalities", ())))
         here = ", ".join(running.get("modalities", ())) or "none"
         told = f"delivering: {here}; {running.get('windows')} labelled windows"
+        why = {m: sensor["reason"] for m, sensor in running.get("sensors", {}).items() if "reason" in sensor}
+        told += "".join(f"; {m}: {reason}" for m, reason in sorted(why.items()))
         if gone:
             yield Result(
                 "sensors", Level.FAIL, f"{told}; absent: {', '.join(gone)}", "see the device's log for the reason"
             )
         else:
-            yield Result("sensors", Level.OK, told)
+            yield Result("sensors", Level.WARN if why else Level.OK, told)
     elif config.live is None:
         yield _recording(settings)
     else:
@@ -264,6 +267,8 @@ def _delivers(config: SensorConfig, settings: Settings) -> Result:
         return Result("sensors", Level.FAIL, f"{name}: {error}", "is it connected, and may this user read it?")
     if samples is None:
         return Result("sensors", Level.FAIL, f"{name}: nothing within {PATIENCE:g} s", "is it switched on?")
+    if clock_trouble := astray(samples, time.time()):
+        return Result("sensors", Level.WARN, f"{name}: delivers, but {clock_trouble}")
     return Result("sensors", Level.OK, f"{name}: delivers")
 
 

@@ -11,14 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from device_runtime.sensing import WAIT, Labelled, Ring
+from device_runtime.sensing import WAIT, Labelled, Ring, lost
 from device_runtime.sensors_config import LiveConfig, maker
 from protocol.config import BrokerConfig
 from protocol.messages import Label
-from sensors.live import Health, LiveSource, State
+from sensors.live import Health, LiveSource
 from sensors.recording import Floats, Modality
 from sensors.stream import Samples, Source
 
@@ -46,7 +47,7 @@ class LiveSensing:
         self._lock = threading.Lock()
         self._current: Names = ()
         self._next_number = 0
-        self._told: dict[str, State] = {}
+        self._told: dict[str, tuple[str, bool]] = {}  # modality -> state, whether there was a reason
         self._cut = 0
         self._changed: Callable[[], None] = lambda: None
         self._closing = threading.Event()
@@ -95,6 +96,12 @@ class LiveSensing:
         with self._lock:
             ring = self._rings.get(self._current)
         return ring.latest() if ring else None
+
+    def told(self) -> dict[str, Any]:
+        """For telemetry: `sensors`, modality -> how it does, and what was lost on the way to the windows held."""
+        with self._lock:
+            rings = list(self._rings.values())
+        return {"sensors": {name: h.plain() for name, h in self.health.items()}, **lost(rings)}
 
     def annotate(self, label: Label) -> None:
         """Join an operator's label to what was sensed meanwhile, up to `patience_s` ago."""
@@ -172,13 +179,13 @@ class LiveSensing:
         return bool(self._current) and set(self._current) <= set(names)
 
     def _moved(self) -> None:
-        """A sensor came or went; called from its thread."""
+        """A sensor came or went, or has a problem; called from its thread."""
         health = self._source.health
         with self._lock:
-            told, self._told = self._told, {name: h.state for name, h in health.items()}
+            told, self._told = self._told, {name: (h.state, bool(h.reason)) for name, h in health.items()}
             self._current = tuple(m.name for m in self._source.present)
         for name, h in health.items():
-            if h.state in (State.STALLED, State.DEAD) and told.get(name) is not h.state:
+            if h.reason and told.get(name) != (h.state, True):
                 log.warning("sensor of %s: %s", name, h.reason)
         self._changed()
 

@@ -13,6 +13,7 @@ import random
 import time
 import uuid
 from importlib.metadata import version
+from typing import Any
 
 from device_runtime import memory, telemetry
 from device_runtime.agent import Agent
@@ -132,6 +133,11 @@ class Runtime:
         """The modalities that this device has by its configuration, whether they deliver now or not."""
         live = self.config.live
         return tuple(m for s in live.sensors for m in s.modalities) if live else tuple(self._sensing.modalities)
+
+    @property
+    def sensors(self) -> dict[str, Any]:
+        """How the sensors do, for telemetry."""
+        return self._sensing.told()
 
     def stop(self, reason: str = "stopped") -> None:
         """End soon; from any thread, or a signal handler."""

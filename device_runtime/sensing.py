@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,9 @@ class Sensing(Protocol):
 
     def latest(self) -> tuple[float, float, dict[str, Floats]] | None:
         """Start, end and windows (1, channels, samples) of the newest stretch, for inference."""
+
+    def told(self) -> dict[str, Any]:
+        """For telemetry: `sensors`, modality -> how it does, and what was lost on the way to the windows held."""
 
     def annotate(self, label: Label) -> None:
         """Join an operator's label to the windows it covers."""
@@ -112,6 +115,10 @@ class Stream:
     def latest(self) -> tuple[float, float, dict[str, Floats]] | None:
         return self._ring.latest()
 
+    def told(self) -> dict[str, Any]:
+        silent = {m.name: {"state": "dead", "reason": self.problem} for m in self._source.modalities if self.problem}
+        return {"sensors": silent, **lost([self._ring])}
+
     def annotate(self, label: Label) -> None:
         self._ring.annotate(label.start, label.end, label.label)
 
@@ -138,6 +145,11 @@ class Stream:
             self.problem = str(error)
             log.error("sensors: %s", error)
         changed()
+
+
+def lost(rings: Sequence[Ring]) -> dict[str, int]:
+    """What did not become windows of these rings, for telemetry."""
+    return {"windows_dropped": sum(r.dropped for r in rings), "pieces_refused": sum(r.refused for r in rings)}
 
 
 def scale(windows: Labelled) -> dict[str, Scale]:

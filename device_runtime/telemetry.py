@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def values(runtime: Runtime) -> dict[str, Any]:
-    """Plain values: memory, CPU, windows, outbox, bytes, refusals, and how well the last round was predicted."""
+    """Plain values: memory, CPU, sensors, windows, outbox, bytes, refusals, how well the last round was predicted."""
     found: dict[str, Any] = {
         "memory_bytes": memory.resident(),
         "cpu_seconds": time.process_time(),
@@ -24,7 +24,7 @@ def values(runtime: Runtime) -> dict[str, Any]:
         "bytes_down": runtime.bytes_down,
         "counts": dict(runtime.agent.counts),
     }
-    found |= power(runtime)
+    found |= power(runtime) | runtime.sensors
     if runtime.predictor:
         found |= runtime.predictor.values()
     if runtime.outbox.problem:

@@ -10,11 +10,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
+from sensors.clock import astray
 from sensors.inbox import Inbox
 from sensors.recording import DataError, Modality
 from sensors.resample import Resampler
@@ -34,13 +36,21 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class Health:
-    """How a modality's sensor does: `reason` of a failure, `gaps` and `late` samples so far, times it was `lost`."""
+    """How a modality's sensor does.
+
+    reason     of a failure or of silence; beside `ok` it says why what is heard may be of no use
+    gaps, late, lost    gaps and samples that came late since it was opened, and times that it went away
+    """
 
     state: State = State.STARTING
     reason: str = ""
     gaps: int = 0
     late: int = 0
     lost: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """For telemetry: the state, and what else there is to tell."""
+        return {"state": self.state.value} | {k: v for k, v in asdict(self).items() if v and k != "state"}
 
 
 @dataclass
@@ -57,7 +67,7 @@ class LiveSource:
     """Sensors together as one Source at `rate_hz`.
 
     sensors    how to make each source; made once now, to know its modalities, and again after a failure
-    changed    called from a sensor's thread whenever a modality comes or goes; must only enqueue
+    changed    called from a sensor's thread whenever a modality's state changes or it gets a problem; must only enqueue
     stall_s    seconds of silence, at least five of its periods, until a modality counts as absent
     retry_s    first and longest pause before a failed sensor is opened again
     """
@@ -139,7 +149,7 @@ class LiveSource:
                 gaps, late = (resampler.gaps, resampler.late) if resampler else (before.gaps, before.late)
                 left = before.state is State.OK and state is not State.OK
                 self._health[name] = Health(state, reason, gaps, late, before.lost + left)
-                moved |= left or (before.state is not State.OK and state is State.OK)
+                moved |= (before.state, bool(before.reason)) != (state, bool(reason))
         if moved:
             self._changed()
 
@@ -184,7 +194,9 @@ class LiveSource:
             for name, longest in patience.items():
                 silent = now - sensor.heard.get(name, opened)
                 if silent > longest:
-                    self._note(sensor, [name], State.STALLED, f"nothing for {silent:.0f} s")
+                    refused = getattr(source, "last_error", "")  # of a source that refuses what it cannot read
+                    why = f"nothing for {silent:.0f} s{refused and '; last refused: '}{refused}"
+                    self._note(sensor, [name], State.STALLED, why)
 
     def _take(self, sensor: _Sensor, samples: Samples) -> None:
         known = {name: stream for name, stream in samples.streams.items() if name in sensor.resamplers}
@@ -199,4 +211,4 @@ class LiveSource:
                     nearest = np.round((np.arange(tick, tick + len(values)) / self._rate - times[0]) * samples.rate_hz)
                     labels = labels[np.clip(nearest.astype(int), 0, len(labels) - 1)]
                 self._inbox.put(Samples(tick / self._rate, self._rate, {name: values}, labels))
-        self._note(sensor, known, State.OK)
+        self._note(sensor, known, State.OK, astray(samples, time.time()))

@@ -22,6 +22,7 @@ from sensors.stream import Samples
 
 ABOUT = "about"
 LONGEST = 100_000  # rows in one message; more is an attack or a mistake
+LATEST = 1e11  # seconds: milliseconds since the epoch are beyond it, and so is what a grid's ticks cannot count
 
 
 class BadSamples(ValueError):
@@ -54,6 +55,8 @@ def decode(payload: bytes | memoryview, modality: Modality) -> Samples:
     rows = plain.get("values")
     if not isinstance(rows, list) or not 0 < len(rows) <= LONGEST:
         raise BadSamples(f"{modality.name}: values, expected 1 to {LONGEST} rows")
+    if not max(abs(time), abs(time + (len(rows) - 1) / rate)) < LATEST:
+        raise BadSamples(f"{modality.name}: time is {time:g} of {len(rows)} rows at {rate:g} Hz, expected seconds")
     width = len(modality.channels)
     if not all(isinstance(row, list) and len(row) == width and all(map(_is_value, row)) for row in rows):
         raise BadSamples(f"{modality.name}: values, expected rows of {width} numbers or null")

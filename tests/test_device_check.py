@@ -24,6 +24,8 @@ from device_runtime.senses import replayed
 from device_runtime.sensors_config import SensorConfig
 from protocol.config import BrokerConfig
 from protocol.memory import MemoryBroker, MemoryTransport
+from sensors.recording import Modality
+from tests.test_live_source import Script
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +67,7 @@ def test_a_running_device_answers_from_its_own_loop(running):
     assert answer is not None
     assert (answer["device"], answer["boot"], answer["pid"]) == ("d1", runtime.boot, os.getpid())
     assert answer["connected"] is True
+    assert answer["windows_dropped"] == 0
 
 
 def test_a_second_process_of_the_same_device_does_not_start(running):
@@ -230,6 +233,25 @@ def test_a_sensor_that_is_not_there_is_named(tmp_path):
 def test_a_sensor_that_went_away_from_a_running_device_is_named(tmp_path):
     (result,) = sensors(settings(tmp_path), {"owned": ["ecg", "wrist"], "modalities": ["ecg"], "windows": 3})
     assert (result.level, result.told) == (Level.FAIL, "delivering: ecg; 3 labelled windows; absent: wrist")
+
+
+def test_a_sensor_of_a_running_device_whose_samples_are_of_no_use_is_a_warning(tmp_path):
+    behind = "samples are 300 s behind this device's clock"
+    answer = {"owned": ["ecg", "wrist"], "modalities": ["ecg", "wrist"], "windows": 0}
+    answer["sensors"] = {"ecg": {"state": "ok"}, "wrist": {"state": "ok", "reason": behind}}
+    (result,) = sensors(settings(tmp_path), answer)
+    told = f"delivering: ecg, wrist; 0 labelled windows; wrist: {behind}"
+    assert (result.level, result.told) == (Level.WARN, told)
+
+
+def test_a_sensor_on_another_clock_is_a_warning_before_the_device_runs(tmp_path, monkeypatch):
+    wrist = Script(Modality("wrist", ("x",), "", 50.0))
+    wrist.say(0.1, time.time() + 300)
+    monkeypatch.setattr("device_runtime.checks.maker", lambda *asked: lambda: wrist)
+    sensor = SensorConfig(kind="topic", where="kitchen", modalities={"wrist": ("x",)}, rate_hz=50)
+    (result,) = sensors(settings(tmp_path, live=LiveConfig(sensors=(sensor,), rate_hz=50.0, window_s=2.56)), None)
+    assert result.level is Level.WARN
+    assert "delivers, but samples are 300 s ahead of this device's clock" in result.told
 
 
 # -- systemd -------------------------------------------------------------------------------------------------

@@ -204,7 +204,9 @@ def test_two_nodes_feed_a_device_over_two_connections_that_leave_each_other_alon
         node.close()
 
 
-def test_a_sensor_whose_broker_refuses_it_says_why_and_is_back_once_it_is_let_in(broker: Broker) -> None:
+def test_a_sensor_whose_broker_refuses_it_says_why_and_is_back_once_it_is_let_in(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
     open_to_all = False
 
     def configure(port: int, folder: Path) -> str:
@@ -220,6 +222,7 @@ def test_a_sensor_whose_broker_refuses_it_says_why_and_is_back_once_it_is_let_in
         try:
             wait_for(lambda: sensing.health["hand"].state is State.DEAD, "the refusal")
             assert "dev-sensors-hand is not allowed to connect" in sensing.health["hand"].reason
+            assert "sensor of hand: dev-sensors-hand is not allowed" in caplog.text
             open_to_all = True
             own.restart()
             node.open(lambda event: None)
@@ -240,6 +243,25 @@ def test_topics_at_a_broker_that_goes_by_certificates_need_one_of_their_own() ->
     with pytest.raises(ValueError, match="topic kitchen: give the sensor a broker of its own"):
         maker(topic("kitchen", "hand"), secure, "dev")
     maker(topic("kitchen", "hand").model_copy(update={"broker": BrokerConfig()}), secure, "dev")
+
+
+def test_a_sensor_on_another_clock_is_in_the_log_and_in_telemetry(caplog: pytest.LogCaptureFixture) -> None:
+    hand, chest = Script(HAND), Script(CHEST)
+    sensing = LiveSensing([lambda: hand, lambda: chest], CONFIG, subject="dev")
+    sensing.open(lambda: None)
+    try:
+        for _ in range(3):
+            hand.say(0.1, time.time() - 0.1)
+            chest.say(0.1, time.time() + 300)
+        wait_for(lambda: len(sensing.modalities) == 2, "both sensors")
+        told = sensing.told()
+        why = "samples are 300 s ahead of this device's clock: set the clock of what sends them"
+        assert told["sensors"]["hand"]["state"] == "ok" and "reason" not in told["sensors"]["hand"]
+        assert told["sensors"]["chest"]["reason"] == why
+        assert {"windows_dropped", "pieces_refused"} <= set(told)
+        assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [f"sensor of chest: {why}"]
+    finally:
+        sensing.close()
 
 
 def test_an_operators_command_reaches_the_device_as_an_interval_of_its_class(
@@ -292,7 +314,9 @@ def test_a_sensor_that_cannot_be_is_refused_with_the_reason() -> None:
             SensorConfig.model_validate({**plain, **changes})
 
 
-def test_sensors_that_are_not_there_do_not_keep_a_device_from_starting(tmp_path: Path) -> None:
+def test_sensors_that_are_not_there_do_not_keep_a_device_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = LiveConfig(
         sensors=(
             SensorConfig(kind="serial", where=str(tmp_path / "none"), modalities={"hand": ("0",)}, rate_hz=50),
@@ -306,4 +330,5 @@ def test_sensors_that_are_not_there_do_not_keep_a_device_from_starting(tmp_path:
     wait_for(lambda: all(h.reason for h in sensing.health.values()), "the reasons")
     assert sensing.modalities == {} and len(sensing.labelled()) == 0 and sensing.latest() is None
     assert "IIO device 'no-such-imu' is not there" in sensing.health["chest"].reason
+    wait_for(lambda: "sensor of chest: IIO device 'no-such-imu'" in caplog.text, "the log")
     sensing.close()

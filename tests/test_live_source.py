@@ -137,6 +137,8 @@ def test_of_two_modalities_of_one_source_the_silent_one_is_absent_and_the_other_
     wait_for(lambda: present("hand", "chest") == ["hand", "chest"], "both")
     wait_for(lambda: present("hand") == ["hand"], "the silent one to leave")
     assert source.health["chest"].state is State.STALLED and source.health["hand"].lost == 0
+    node.feed("home/bob/chest", b'"no sample"')
+    wait_for(lambda: "expected 1 finite" in source.health["chest"].reason, "what it says to be named")
     wait_for(lambda: present("hand", "chest") == ["hand", "chest"], "it to be back")
     assert source.health["chest"].lost == 1
 
@@ -157,6 +159,28 @@ def test_a_failed_sensor_is_opened_again_after_1_2_4_and_up_to_30_seconds() -> N
     wait_for(lambda: source.ended, "seven failures")
     source.close()
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("offset", "told"),
+    [
+        (0.0, ""),
+        (-4.0, ""),  # seldom sent
+        (300.0, "samples are 300 s ahead of this device's clock: set the clock of what sends them"),
+        (-7200.0, "samples are 7,200 s behind this device's clock: set the clock"),
+    ],
+)
+def test_a_sensor_on_another_clock_says_so(live: Make, offset: float, told: str) -> None:
+    hand, changes = Script(HAND), list[str]()
+    source = live(hand, changed=lambda: changes.append(source.health["hand"].reason))
+    for _ in range(3):
+        hand.say(0.1, time.time() + offset)
+    wait_for(lambda: bool(source.present), "the sensor")
+    reason = source.health["hand"].reason
+    assert reason.startswith(told) and bool(reason) == bool(told)
+    hand.say(0.1)
+    wait_for(lambda: not source.health["hand"].reason, "the clock to be right")
+    assert len(changes) == (2 if told else 1)
 
 
 def test_a_failed_sensor_is_opened_again_with_again_with_growing_pauses_and_says_why(live: Make) -> None:
@@ -282,11 +306,14 @@ def test_messages_on_topics_become_samples_and_bad_ones_are_counted() -> None:
     source.feed("home/bob/other", b"72")
     source.feed("home/bob/heart", b"[72, 3]")
     source.feed("home/bob/hand", b"\xff\x00")
+    source.feed("home/bob/hand", b'{"time": 1700000000000000000, "rate": 50, "values": [[1, 2, 3]]}')
+    assert source.last_error == "hand: time is 1.7e+18 of 1 rows at 50 Hz, expected seconds"
+    source.feed("home/bob/hand", b"[1, 2]")
     first, second = source.read(0), source.read(0)
     assert first and first.time == piece.time and (first.streams["hand"] == piece.streams["hand"]).all()
     assert first.labels.tolist() == [1, -1]
     assert second and second.streams["heart"].tolist() == [[72.0]] and abs(second.time - time.time()) < 1
-    assert source.refused == 2 and "hand: expected 3 finite numbers" in source.last_error
+    assert source.refused == 4 and "hand: expected 3 finite numbers" in source.last_error
     source.close()
     assert asked == [("home/bob/hand", "home/bob/heart")] * 2 and source.ended and source.read(0) is None
 

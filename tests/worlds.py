@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -62,6 +63,9 @@ class FixedWindows:
 
     def labelled(self) -> Labelled:
         return self._held
+
+    def told(self) -> dict[str, Any]:
+        return {}
 
     def annotate(self, label: object) -> None: ...
 
