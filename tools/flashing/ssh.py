@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import time
@@ -28,6 +29,8 @@ echo "running=$(readlink /opt/relief/current 2>/dev/null)"
 CHECK = "/opt/relief/current/bin/relief device check --config /etc/relief/device.toml"
 AGO = 300.0  # seconds that a board's clock may be off before certificates fail
 PIECE = 1 << 18
+SCRATCH = "/var/tmp"  # on the board: everybody may write there, so a folder's name must not be known before it is made
+LEFT = 24 * 60  # minutes after which a folder there belongs to no transfer that may still run
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -136,9 +139,7 @@ def install(
         raise BadBundle(f"{link.host}: installing needs root there: allow sudo without a password, or log in as root")
     root = "" if board.root else "sudo -n "
     before = link.run(root + CHECK)[0] if board.running else 2
-    folder = f"/var/tmp/relief-{digest[:16]}"
-    cleaned = f"{root}rm -rf {folder}"
-    link.run(f"{cleaned}; mkdir -m 700 {folder}")
+    folder = _folder(link, root)
     try:
         link.send(archive, f"{folder}/bundle.tar", progress)
         # Its names were looked at here already; the digest says that it is the same archive.
@@ -154,8 +155,25 @@ def install(
         if code:
             raise BadBundle(f"{link.host}: {(errors.strip().splitlines() or [f'exit code {code}'])[-1]}")
     finally:
-        link.run(cleaned)
+        link.run(f"{root}rm -rf {folder}")
     return _check(link, root, before, board, say)
+
+
+def _folder(link: Link, root: str) -> str:
+    """A new folder there that nobody else can have made or may enter. BadBundle.
+
+    Removes what an interrupted install left: closed folders of the same user, which nobody else can put there.
+    """
+    left = f"-type d -name 'relief-????????' -user \"$(id -u)\" -perm 700 -mmin +{LEFT}"
+    swept = f"{root}find {SCRATCH} -maxdepth 1 {left} -exec rm -rf {{}} + >/dev/null 2>&1"
+    code, out, errors = link.run(f"{swept}; mktemp -d {SCRATCH}/relief-XXXXXXXX")
+    folder = (out.split() or [""])[-1]  # a login shell may have said something before
+    if code:
+        told = errors.strip() or f"exit code {code}"
+        raise BadBundle(f"{link.host}: no folder can be made in {SCRATCH} there: {told}")
+    if not re.fullmatch(rf"{re.escape(SCRATCH)}/relief-[A-Za-z0-9]{{8}}", folder):
+        raise BadBundle(f"{link.host}: mktemp there names {folder!r}, which is no folder of ours in {SCRATCH}")
+    return folder
 
 
 def _check(link: Link, root: str, before: int, board: Board, say: Say) -> bool:
