@@ -85,6 +85,34 @@ def test_wrong_passwords_make_everybody_wait() -> None:
     assert status(log_in(guard, GOOD)) == 429
 
 
+def test_of_many_tries_that_were_begun_before_the_first_was_wrong_only_one_counts() -> None:
+    guard = Guard(page, fleet="f", password=GOOD)
+    scope = {"type": "http", "path": "/login", "method": "POST", "headers": [(b"host", b"localhost:8088")]}
+
+    async def attempt(password: str, bodies: asyncio.Event) -> int:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            await bodies.wait()  # the headers are there, the body is not
+            return {"type": "http.request", "body": f"password={password}".encode()}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await guard(scope, receive, send)
+        return int(sent[0]["status"])
+
+    async def attack() -> list[int]:
+        bodies = asyncio.Event()
+        guesses = [*(f"guess-{n}" for n in range(50)), GOOD.replace(" ", "+")]
+        attempts = [asyncio.create_task(attempt(guess, bodies)) for guess in guesses]
+        await asyncio.sleep(0)  # all of them wait for their body now
+        bodies.set()
+        return await asyncio.gather(*attempts)
+
+    assert asyncio.run(attack()) == [401, *[429] * 50]
+
+
 def test_a_form_without_end_is_not_read() -> None:
     guard = Guard(page, fleet="f", password=GOOD)
     assert status(ask(guard, path="/login", method="POST", body=b"x" * 100_000)) == 401

@@ -90,15 +90,16 @@ class Guard:
         return cookie is not None and cookie.value in self._sessions
 
     async def _log_in(self, receive: Receive, send: Send) -> None:
-        now = time.monotonic()
-        if now < self._not_before:
-            return await self._show(send, 429, f"Too many wrong passwords: wait {self._not_before - now:.0f} s.")
         body = b""
         while True:
             message = await receive()
             body += message.get("body", b"")
             if len(body) > MAX_FORM or not message.get("more_body"):
                 break
+        # No await from here until the try is counted: of many that wait for their bodies together only one is a try.
+        now = time.monotonic()
+        if now < self._not_before:
+            return await self._show(send, 429, f"Too many wrong passwords: wait {self._not_before - now:.0f} s.")
         given = parse_qs(body.decode(errors="replace")).get("password", [""])[0]
         if not hmac.compare_digest(given.encode(), (self._password or "").encode()):
             self._wrong += 1
