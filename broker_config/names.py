@@ -1,13 +1,18 @@
-"""Lists of devices: a file with a name a line, or a number; what cannot be a topic level is refused by its line."""
+"""Lists of devices: a file with a name a line, or a number; what cannot be a topic level is refused by its line.
+
+And operators: a person, or one tool of a person.
+"""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from protocol.topics import check_name
 
 RESERVED = ("broker", "coordinator", "operator", "bridge", "purge")  # these names and what begins with them and a dash
 TOOLS = ("status", "steer", "dashboard", "label", "update")  # what an operator uses, each on an identity of its own
+ALIKE = 0.8  # by difflib, from which on a word is taken for a mistyped tool: two letters that changed places are 0.8
 COMMON_NAME = 64  # bytes of a certificate's common name, which is the user's name at the broker
 
 
@@ -64,6 +69,24 @@ def check_device(name: str) -> str:
     if name in RESERVED or name.startswith(tuple(f"{word}-" for word in RESERVED)):
         raise ValueError(f"device {name!r}: names that begin with {name.split('-')[0]!r} are kept for others")
     return name
+
+
+def operator(who: str) -> tuple[str, tuple[str, ...]]:
+    """Person and tools of `who`: NAME for all tools, NAME-TOOL for one. ValueError.
+
+    A name may hold dashes itself: only the name of a tool at its end is one. What is nearly one is refused, because
+    a person with all tools would be made of a slip of the finger.
+    """
+    person, _, tool = who.rpartition("-")
+    if person and tool in TOOLS:
+        return check_name(person, "operator"), (tool,)
+    check_name(who, "operator")
+    if person and (meant := get_close_matches(tool.lower(), TOOLS, 1, ALIKE)):
+        raise ValueError(
+            f"operator {who!r}: no tool is called {tool!r}; write {person}-{meant[0]}, or, if a person is called "
+            f"{who}, every tool by itself: {', '.join(f'{who}-{each}' for each in TOOLS)}"
+        )
+    return who, TOOLS
 
 
 def check_fleet(name: str) -> str:

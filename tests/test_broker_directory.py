@@ -19,6 +19,7 @@ from broker_config.names import BadNames
 from broker_config.sizing import sizes
 from protocol.topics import MAX_NAME, check_name
 from tools.broker import app
+from tools.steering import fleet_of
 
 relief = CliRunner()
 
@@ -85,13 +86,60 @@ def test_a_name_that_passes_is_one_level_of_a_topic(name: str) -> None:
     assert not set(name) & set("+#/\0 $")
 
 
+@pytest.mark.parametrize(
+    ("who", "person", "tools"),
+    [
+        ("jo", "jo", names.TOOLS),
+        ("jo-status", "jo", ("status",)),
+        ("anna-maria", "anna-maria", names.TOOLS),
+        ("anna-maria-steer", "anna-maria", ("steer",)),
+        ("jo-laptop", "jo-laptop", names.TOOLS),
+        ("status", "status", names.TOOLS),
+        ("bob-stauts-status", "bob-stauts", ("status",)),
+    ],
+)
+def test_an_operators_name_may_hold_dashes_and_ends_with_a_tool_only_if_there_is_such_a_one(
+    who: str, person: str, tools: tuple[str, ...]
+) -> None:
+    assert names.operator(who) == (person, tools)
+
+
+def test_the_identities_of_a_name_with_a_dash_are_those_that_the_operators_tools_ask_for(tmp_path: Path) -> None:
+    site = _site(tmp_path / "site", "--operator", "anna-maria")
+    wanted = {fleet_of(operator="anna-maria").identity(tool) for tool in names.TOOLS}
+    assert {one.name for one in site.record.of(Part.OPERATOR)} == wanted
+
+
+@pytest.mark.parametrize(
+    ("who", "meant"),
+    [
+        ("bob-stauts", "bob-status"),
+        ("bob-steers", "bob-steer"),
+        ("bob-lable", "bob-label"),
+        ("a-b-Update", "a-b-update"),
+    ],
+)
+def test_a_tool_that_is_mistyped_makes_no_person_with_all_tools(tmp_path: Path, who: str, meant: str) -> None:
+    told = relief.invoke(app, ["init", str(tmp_path / "x"), "--fleet", "f", "--devices", "1", "--operator", who])
+    assert told.exit_code == 2
+    assert f"write {meant}, or" in told.output
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_mistyped_tool_leaves_no_device_half_added(tmp_path: Path) -> None:
+    site = _site(tmp_path / "site")
+    command = ["add", str(site.path), "--fleet", "ward", "--device", "bed-7", "--operator", "bob-stauts"]
+    assert relief.invoke(app, command).exit_code == 2
+    assert not (site.path / "identities" / "ward" / "bed-7").exists()
+
+
 # -- the folder -----------------------------------------------------------------------------------------------------
 
 
 def test_init_makes_a_certificate_for_everybody_and_closes_the_keys(tmp_path: Path) -> None:
-    site = _site(tmp_path / "site", "--operator", "jo-laptop")
+    site = _site(tmp_path / "site", "--operator", "jo-status")
     made = {path.parent.name for path in (tmp_path / "site").rglob("cert.pem")}
-    assert made == {"coordinator-control", "coordinator-bulk", "d1", "d2", "operator-jo-laptop"}
+    assert made == {"coordinator-control", "coordinator-bulk", "d1", "d2", "operator-jo-status"}
     whole = _site(tmp_path / "whole", "--operator", "jo")
     assert [one.name for one in whole.record.of(Part.OPERATOR)] == [
         f"operator-jo-{tool}" for tool in ("dashboard", "label", "status", "steer", "update")

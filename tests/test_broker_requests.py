@@ -253,7 +253,7 @@ def test_a_board_makes_its_key_is_answered_and_speaks_over_mtls(broker: Broker, 
     site, port = tmp_path / "site", free_port()
     told = relief.invoke(
         app,
-        ["init", str(site), "--fleet", "ward", "--devices", "1", "--port", str(port), "--operator", "jo-cli"],
+        ["init", str(site), "--fleet", "ward", "--devices", "1", "--port", str(port), "--operator", "jo-status"],
     )
     assert told.exit_code == 0, told.output
     config = tmp_path / "ward.toml"

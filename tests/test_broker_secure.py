@@ -39,7 +39,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.path, self.port = folder / "site", free_port()
-        self._run("init", "--fleet", "ward", "--devices", "3", "--port", str(self.port), "--operator", "jo-cli")
+        self._run("init", "--fleet", "ward", "--devices", "3", "--port", str(self.port), "--operator", "jo-status")
         self.directory = Directory.open(self.path)
         self.stack = contextlib.ExitStack()
         self.broker = self.stack.enter_context(secure(self.directory))
@@ -197,7 +197,7 @@ def test_purge_clears_one_fleet_and_leaves_the_other(site: Site) -> None:
     site.party("d1").transport.publish(WARD.device("d1", "status"), b"1", retain=True)
     control.transport.publish(WARD.coordinator("state"), b"2", retain=True)
     other.transport.publish(Topics("annexe").coordinator("state"), b"3", retain=True)
-    operator = site.party("operator-jo-cli")
+    operator = site.party("operator-jo-status")
     site.subscribed(operator, f"{WARD.root}/#")
     assert "2 retained messages of fleet ward cleared" in site.do("purge", "ward")
     assert "0 retained messages of fleet ward" in site.do("purge", "ward")
@@ -337,6 +337,6 @@ def test_a_coordinator_at_the_centre_reaches_devices_at_a_site(site: Site, tmp_p
         control.transport.publish(WARD.device("north-1", "assignment"), b"work")
         assert device.next(Received).payload == b"work"
         transport.close()
-    late = site.party("operator-jo-cli")
+    late = site.party("operator-jo-status")
     late.transport.subscribe(WARD.device("north-1", "status"))
     assert late.next(Received) == Received(WARD.device("north-1", "status"), b"born", retained=True)

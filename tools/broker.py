@@ -62,6 +62,7 @@ def init(
     with _one_line_errors():
         wanted = names.devices(devices)
         names.check_fleet(fleet)
+        people = [names.operator(who) for who in operator or ["operator"]]
         fresh = not where.exists() or not any(where.iterdir())
         hosts = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))
         directory = Directory.create(where, hosts=hosts, port=port, home=home, model_bytes=model_bytes)
@@ -69,8 +70,7 @@ def init(
             directory.add_fleet(fleet)
             for name in wanted:
                 directory.add_device(fleet, name)
-            for who in operator or ["operator"]:
-                _operator(directory, fleet, who)
+            _operators(directory, fleet, people)
             directory.save()
             deployment.write_all(directory)
         except BaseException:
@@ -104,6 +104,7 @@ def add(
     with _one_line_errors():
         directory = Directory.open(where)
         wanted = [*(names.devices(devices) if devices else []), *(device or [])]
+        people = [names.operator(who) for who in operator or []]
         if csr:
             if site is not None:
                 raise BadDirectory("--csr and --site exclude each other: a site's broker answers for its own boards")
@@ -116,10 +117,9 @@ def add(
         else:
             for name in wanted:
                 directory.add_device(fleet, name)
-        for who in operator or []:
-            _operator(directory, fleet, who)
+        _operators(directory, fleet, people)
         _apply(directory)
-        typer.echo(f"{len(wanted)} devices and {len(operator or [])} operators added to fleet {fleet}")
+        typer.echo(f"{len(wanted)} devices and {len(people)} operators added to fleet {fleet}")
 
 
 @app.command()
@@ -304,11 +304,11 @@ def _answer(directory: Directory, fleet: str, files: list[Path], wanted: list[st
         )
 
 
-def _operator(directory: Directory, fleet: str, who: str) -> None:
+def _operators(directory: Directory, fleet: str, people: list[tuple[str, tuple[str, ...]]]) -> None:
     """One identity for each of an operator's tools, because two on one would kick each other for ever."""
-    person, _, tool = who.partition("-")
-    for each in [tool] if tool else names.TOOLS:
-        directory.add_operator(fleet, person, each)
+    for person, tools in people:
+        for tool in tools:
+            directory.add_operator(fleet, person, tool)
 
 
 def _apply(directory: Directory) -> bool:
