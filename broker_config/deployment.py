@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
@@ -20,7 +21,10 @@ TARGETS = {
     "compose.yaml": "compose.yaml",
     "relief.toml": "relief.toml",
 }
+SIZED = ("limits.conf", "compose.yaml")  # what depends on how many devices there are
 MEMORY_BASE = 64 * 1024 * 1024  # bytes of a broker with nothing queued, and room
+# Limits rise in steps, so that one more device seldom asks for a restart of the broker.
+FILES_STEP, MEMORY_STEP = 1024, 64 * 1024 * 1024
 
 
 def _own_command() -> Path:
@@ -31,10 +35,43 @@ def _own_command() -> Path:
 
 def write_all(directory: Directory) -> list[Path]:
     """Write DIR/deploy; the files."""
-    record = directory.record
-    home, fleet = Path(record.home), record.fleets()[0]
-    sizes, found = directory.sizes(), find()
-    devices = len(record.of(Part.DEVICE))
+    return _write(directory, TARGETS)
+
+
+def resize(directory: Directory) -> list[str]:
+    """Write again what depends on how many devices there are, where a limit has changed; those that rose, in words.
+
+    Everything else in DIR/deploy stays as people made it their own.
+    """
+    file = directory.path / "deploy" / TARGETS["limits.conf"]
+    if not file.exists() or not directory.record.identities:
+        return []
+    now = limits(directory)
+    before = {name: int(value) for name, value in re.findall(r"^(\w+)=(\d+)$", file.read_text(), re.MULTILINE)}
+    if before == now:
+        return []
+    _write(directory, SIZED)
+    return [f"{name}={value} (was {before.get(name, 0)})" for name, value in now.items() if value > before.get(name, 0)]
+
+
+def limits(directory: Directory) -> dict[str, int]:
+    """What the broker's service needs: open files, and bytes of memory."""
+    devices = max(1, len(directory.record.of(Part.DEVICE)))
+    return {
+        "LimitNOFILE": _stepped(1024 + 4 * devices, FILES_STEP),
+        "MemoryMax": _stepped(MEMORY_BASE + 2 * directory.sizes().bytes, MEMORY_STEP),
+    }
+
+
+def _stepped(needed: int, step: int) -> int:
+    return -(-needed // step) * step
+
+
+def _write(directory: Directory, templates: Iterable[str]) -> list[Path]:
+    record, needed = directory.record, limits(directory)
+    home, found = Path(record.home), find()
+    fleet = next(iter(record.identities.values())).fleet  # the first that was made, whatever came later
+    keys, broker = (directory.path / "identities").stat(), (directory.path / "broker").stat()
     values = {
         "where": str(directory.path),
         "home": str(home),
@@ -49,17 +86,17 @@ def write_all(directory: Directory) -> list[Path]:
         "fleet": fleet,
         "host": record.hosts[0],
         "port": str(record.port),
-        "files": str(1024 + 4 * max(devices, 1)),
-        "memory": str(MEMORY_BASE + 2 * sizes.bytes),
-        "said": sizes.said[-1],
-        "uid": str(os.getuid()),
-        "gid": str(os.getgid()),
-        "broker_uid": str((directory.path / "broker").stat().st_uid),
-        "broker_gid": str((directory.path / "broker").stat().st_gid),
+        "files": str(needed["LimitNOFILE"]),
+        "memory": str(needed["MemoryMax"]),
+        "said": directory.sizes().said[-1],
+        "uid": str(keys.st_uid),
+        "gid": str(keys.st_gid),
+        "broker_uid": str(broker.st_uid),
+        "broker_gid": str(broker.st_gid),
     }
     made = []
-    for template, target in TARGETS.items():
-        path = directory.path / "deploy" / target
+    for template in templates:
+        path = directory.path / "deploy" / TARGETS[template]
         write(path, Template((TEMPLATES / template).read_text()).substitute(values).encode())
         made.append(path)
     return made

@@ -48,7 +48,7 @@ def test_systemd_accepts_the_units_and_finds_them_closed(deploy: Path, unit: str
 def test_systemd_takes_the_limits_of_the_drop_in(deploy: Path) -> None:
     _needs("systemd-analyze")
     text = (deploy / "relief-broker.service.d" / "limits.conf").read_text()
-    assert "LimitNOFILE=1824\n" in text
+    assert "LimitNOFILE=2048\n" in text
     unit = deploy / "relief-broker.service"
     unit.write_text(
         unit.read_text().replace("[Service]\n", text.partition("[Service]\n")[1] + text.partition("[Service]\n")[2], 1)
@@ -98,3 +98,51 @@ def test_no_placeholder_is_left_in_any_file(deploy: Path) -> None:
     assert {path.relative_to(deploy).as_posix() for path in files} == set(deployment.TARGETS.values())
     for path in files:
         assert not re.search(r"\$[a-z_{]", path.read_text()), path
+
+
+def _add(site: Path, *more: str) -> str:
+    told = CliRunner().invoke(app, ["add", str(site), *more])
+    assert told.exit_code == 0, told.output
+    return told.output
+
+
+def test_limits_grow_with_the_fleet_and_the_operator_is_told_what_to_do(deploy: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").write_text("".join(f"x{n}\n" for n in range(300)))
+    told = _add(deploy.parent, "--fleet", "ward", "--devices", str(tmp_path / "more"))
+    line = next(line for line in told.splitlines() if "LimitNOFILE" in line)
+    assert "LimitNOFILE=3072 (was 2048), MemoryMax=" in line
+    assert f"copy {deploy}/relief-broker.service.d to /etc/systemd/system" in line
+    assert "systemctl restart relief-broker" in line
+    text = (deploy / "relief-broker.service.d" / "limits.conf").read_text()
+    assert "LimitNOFILE=3072\n" in text
+    memory = int(re.findall(r"^MemoryMax=(\d+)$", text, re.MULTILINE)[0])
+    assert memory >= 2 * Directory.open(deploy.parent).sizes().bytes
+    assert f"mem_limit: {memory}\n    ulimits: {{nofile: 3072}}\n" in (deploy / "compose.yaml").read_text()
+
+
+def test_one_more_device_asks_for_no_restart_and_leaves_the_files_alone(deploy: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in deploy.rglob("*") if path.is_file()}
+    assert "restart" not in _add(deploy.parent, "--fleet", "ward", "--device", "bed-7")
+    assert {path: path.stat().st_mtime_ns for path in deploy.rglob("*") if path.is_file()} == before
+
+
+def test_where_a_fleet_shrinks_the_limits_follow_without_a_word(deploy: Path) -> None:
+    limits = deploy / "relief-broker.service.d" / "limits.conf"
+    limits.write_text(limits.read_text().replace("LimitNOFILE=2048", "LimitNOFILE=9216"))
+    told = CliRunner().invoke(app, ["revoke", str(deploy.parent), "d001"])
+    assert "LimitNOFILE" not in told.output
+    assert "LimitNOFILE=2048\n" in limits.read_text()
+
+
+def test_a_growing_fleet_leaves_what_people_wrote_and_which_fleet_it_is_for(deploy: Path, tmp_path: Path) -> None:
+    own = deploy / "relief.toml"
+    own.write_text(own.read_text() + '[coordinator]\nfolder = "ours"\n')
+    (tmp_path / "more").write_text("".join(f"x{n}\n" for n in range(300)))
+    _add(deploy.parent, "--fleet", "annexe", "--devices", str(tmp_path / "more"))
+    assert own.read_text().endswith('folder = "ours"\n')
+    assert "identities/ward:/etc/relief/identities/ward:ro" in (deploy / "compose.yaml").read_text()
+
+
+def test_every_file_that_depends_on_the_fleets_size_is_among_those_that_are_written_again() -> None:
+    depend = {t.name for t in deployment.TEMPLATES.iterdir() if re.search(r"\$(files|memory|said)\b", t.read_text())}
+    assert depend == set(deployment.SIZED)

@@ -314,6 +314,11 @@ def _operators(directory: Directory, fleet: str, people: list[tuple[str, tuple[s
 def _apply(directory: Directory) -> bool:
     """Save, and have the running broker take it; whether it runs here."""
     directory.save()
+    if rose := deployment.resize(directory):
+        typer.echo(
+            f"{', '.join(rose)}: copy {directory.path}/deploy/relief-broker.service.d to /etc/systemd/system again, "
+            "`systemctl daemon-reload` and `systemctl restart relief-broker`; with compose `up -d`"
+        )
     if broker_live.reload(directory):
         return True
     typer.echo(f"the broker does not run here: copy {directory.path}/broker to its host and reload it there")
