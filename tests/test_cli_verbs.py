@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from broker_config.launcher import BrokerFailed
 from protocol.errors import ConfigError, Malformed, Unavailable
@@ -79,6 +80,16 @@ def test_help_shows_an_example_that_begins_with_the_verb_itself_and_can_be_said(
 def test_every_option_and_argument_says_what_it_is(path: str, command: click.Command) -> None:
     silent = [p.name for p in command.params if not getattr(p, "help", None)]
     assert silent == []
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[path for path, _ in ALL])
+def test_help_shows_every_word_that_is_written_those_in_brackets_too(path: str, command: click.Command) -> None:
+    """Square brackets are rich's markup: those that are meant to be seen are written with a backslash before them."""
+    told = CliRunner().invoke(cli.build(cli.VERBS), [*path.split()[1:], "--help"], env={"COLUMNS": "1000"})
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", told.output).split())
+    for text in (command.help or "", *(getattr(p, "help", None) or "" for p in command.params)):
+        assert " ".join(text.replace("\\[", "[").split()) in shown
+    assert "[]" not in shown and "\\[" not in shown and "[[DIR" not in shown
 
 
 def test_whatever_prints_a_table_prints_it_as_json_too() -> None:

@@ -63,7 +63,7 @@ class Board:
 def accept(
     kit: Annotated[Path | None, typer.Option(help="A kit from `relief export`, to measure inference.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A configuration whose sensors to try.")] = None,
-    device: Annotated[str | None, typer.Option("--device", "-d", help="Which [[device]] of it.")] = None,
+    device: Annotated[str | None, typer.Option("--device", "-d", help=r"Which [\[device]] of it.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds at rest, and again under load.")] = 20.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="The report.")] = Path("acceptance.json"),
     as_json: Json = False,

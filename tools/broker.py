@@ -188,7 +188,7 @@ def revoke(where: Where, name: Identity) -> None:
 
 @app.command()
 def up(
-    where: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The broker's folder; none: loopback.")] = None,
+    where: Annotated[Path | None, typer.Argument(metavar="DIR", help="The broker's folder; none: loopback.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Another port than the folder's.")] = None,
 ) -> None:
     """Run the broker in the foreground until Ctrl-C: the folder's, or an open one on loopback.

@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="One device of a fleet: senses, tra
 app.command()(accept)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The TOML configuration.", show_default=False)]
-Id = Annotated[str | None, typer.Option("--device", "-d", help="Which [[device]]; not needed where there is one.")]
+Id = Annotated[str | None, typer.Option("--device", "-d", help=r"Which [\[device]]; not needed where there is one.")]
 
 
 @app.callback()

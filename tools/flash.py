@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Put the device runtime onto boards.")
 
-Device = Annotated[str | None, typer.Argument(help="The [[device]] it is for; without one, a bundle for updates.")]
+Device = Annotated[str | None, typer.Argument(help=r"The [\[device]] it is for; without one, a bundle for updates.")]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="The fleet's configuration file.")]
 TargetName = Annotated[str, typer.Option("--target", help=f"One of {', '.join(TARGETS)}.")]
 Torch = Annotated[bool, typer.Option("--with-torch", help="Bring torch for a board that has none.")]
@@ -73,7 +73,7 @@ def rootfs(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Linux_for_Tegra/rootfs, or a Debian root.", exists=True)
     ],
-    device: Annotated[str, typer.Option(help="The [[device]] that the board will be.")],
+    device: Annotated[str, typer.Option(help=r"The [\[device]] that the board will be.")],
     config: Annotated[Path, typer.Option("--config", "-c", help="The fleet's configuration file.")],
     with_torch: Torch = False,
     include_credentials: Secrets = False,

@@ -137,7 +137,7 @@ def replay(
     prefix: Annotated[
         str | None, typer.Option(help="Topics are PREFIX/MODALITY.", show_default="sensors/SET/SUBJECT")
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with a [broker] section.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help=r"TOML file with a \[broker] section.")] = None,
     host: Annotated[str | None, typer.Option(help="The broker, where no file says.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port, where no file says.")] = None,
     piece: Annotated[float, typer.Option(help="Seconds of samples in one message.", min=0.01, max=10)] = 0.2,
