@@ -196,9 +196,7 @@ def _run(
                 break
     parties.stop(name)
     run = Run.read(title, folder / method)
-    console.print(
-        f"{title}: {len(run.rounds)} rounds in {run.seconds:.0f} s, F1 in-subject {run.final('in_subject'):.3f}, "
-        f"held-out {run.final('held_out'):.3f}",
-        highlight=False,
-    )
+    scores = f"F1 in-subject {run.final('in_subject'):.3f}, held-out {run.final('held_out'):.3f}"
+    told = scores if run.scores else "not evaluated"
+    console.print(f"{title}: {len(run.rounds)} rounds in {run.seconds:.0f} s, {told}", highlight=False)
     return run
