@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -170,6 +171,22 @@ def test_a_bad_configuration_ends_with_its_code_and_page_and_no_colour(tmp_path:
     assert "broker.prot" in told.stderr and "exit-codes.md#10-configuration" in told.stderr
     assert "\x1b[" not in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_the_page_without_its_extra_ends_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "nicegui" else find(name, *more)
+    )
+    monkeypatch.setattr(sys, "argv", ["relief", "dashboard", "--port", "0"])
+    monkeypatch.setattr(cli, "end_with_parent", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 50
+    told = capsys.readouterr().err
+    assert 'pip install "relief-edge[dashboard]"' in told and "exit-codes.md#50-missing-extra" in told
 
 
 def test_a_coordinator_whose_journal_is_in_use_says_so_in_one_line(tmp_path: Path) -> None:

@@ -42,8 +42,7 @@ def dashboard(
     Example: relief dashboard --config fleet.toml --control
     """
     if importlib.util.find_spec("nicegui") is None:
-        typer.echo(MISSING, err=True)
-        raise typer.Exit(2)
+        raise ImportError(MISSING)
     password = password_file.read_text().strip() if password_file else os.environ.get("RELIEF_DASHBOARD_PASSWORD")
     if not is_loopback(host) and not password:
         raise ValueError(
