@@ -20,7 +20,8 @@ def names(count: int) -> list[str]:
 class SyntheticFleet:
     """State of `count` devices; `advance` finishes a round, `summary` is what the coordinator would say."""
 
-    def __init__(self, count: int = 6) -> None:
+    def __init__(self, count: int = 6, *, epoch: int = 7) -> None:
+        self.epoch = epoch
         self.round, self.elapsed, self.began, self.paused, self.phase = 1, 0.0, 0.0, False, "gathering"
         self.trail: list[dict[str, Any]] = []
         self.scored: list[dict[str, Any]] = []
@@ -87,7 +88,7 @@ class SyntheticFleet:
             "devices": self.devices, "alarms": {}, "refused": {}, "bytes_up": 0, "bytes_down": 0,
             "can": ["pause", "resume", "quarantine", "release", "order"],
         }  # fmt: skip
-        return RoundSummary(round=self.round, epoch=7, phase=self.phase, fields=fields)
+        return RoundSummary(round=self.round, epoch=self.epoch, phase=self.phase, fields=fields)
 
 
 class SyntheticCoordinator:

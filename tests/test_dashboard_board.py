@@ -72,6 +72,41 @@ def test_another_epoch_begins_a_new_record_and_keeps_the_old_one_for_comparison(
     assert "fedavg, held-out" in names
 
 
+def test_a_new_run_begins_without_the_devices_of_the_one_before() -> None:
+    board = board_of(SyntheticFleet(6))
+    board.hear("band-2", 1.0, {"watts": 1.0})
+    board.reported("band-2", "profile: done")
+    shown = board.version
+    board.take(plain(SyntheticFleet(3, epoch=8)))
+    assert list(board.rows) == ["hub-1", "phone-1", "band-1"]
+    assert board.counts() == {"ready": 3}
+    assert (dict(board.telemetry), board.reports) == ({}, {})
+    assert {r["id"] for r in board.newer(shown)} == set(board.rows)
+
+
+def test_a_device_that_the_coordinator_no_longer_lists_is_not_counted_and_a_summary_without_any_keeps_them() -> None:
+    fleet = SyntheticFleet(6)
+    board = board_of(fleet)
+    board.take(plain(fleet, devices={}))
+    assert len(board.rows) == 6
+    del fleet.devices["band-2"]
+    board.take(plain(fleet))
+    assert board.counts() == {"ready": 5}
+    assert "band-2" not in {r["id"] for r in board.newer(-1)}
+
+
+def test_a_devices_page_needs_no_summary_that_lists_it() -> None:
+    pytest.importorskip("nicegui", reason="the extra dashboard is not installed")
+    from tools.dashboard.device_page import DevicePage
+
+    fleet = SyntheticFleet(3)
+    board = board_of(fleet)
+    board.take(plain(fleet, devices={}))  # too large for the broker with them
+    seen = DevicePage.__new__(DevicePage)
+    seen.board, seen.id = board, "hub-1"
+    assert "<dt>windows</dt><dd>200</dd>" in seen._facts()
+
+
 def test_telemetry_of_strangers_is_not_kept_and_that_of_devices_is_bounded() -> None:
     board = board_of(SyntheticFleet(3))
     board.hear("stranger", 1.0, {"watts": 1.0})

@@ -17,7 +17,7 @@ from broker_config.launcher import Broker
 from protocol.config import BrokerConfig
 from protocol.mqtt import MqttTransport
 from tests.browser import Visitor, chromium, screenshot, served
-from tests.synthetic_fleet import SyntheticCoordinator
+from tests.synthetic_fleet import SyntheticCoordinator, SyntheticFleet
 from tests.test_system_mosquitto import relief
 
 pytestmark = pytest.mark.timeout(180)
@@ -281,6 +281,29 @@ def test_a_real_fleet_appears_learns_loses_a_device_gets_it_back_and_is_paused(
         visitor.until(f"{round_is} > {held}")
         picture(visitor, "dashboard-real.png")
         clean(visitor)
+
+
+def test_devices_of_an_earlier_run_leave_the_page(browser: Any, broker: Broker) -> None:
+    name = f"again{os.getpid()}"
+    with served(name, broker.port, "--operator", "again") as address:
+        fleets = SyntheticCoordinator(name, MqttTransport(BrokerConfig(port=broker.port), f"coordinator-{name}"), 6)
+        overview, device = visit(browser, address), visit(browser, address, "device/band-2")
+        overview.until("document.querySelector('#tiles').textContent.includes('6 / 6')")
+        overview.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 6")
+        device.until("document.querySelector('#facts').textContent.includes('windows')")
+        fleets.fleet = SyntheticFleet(3, epoch=8)
+        fleets.say()
+        overview.until("document.querySelector('#tiles').textContent.includes('3 / 3')")
+        overview.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 3")
+        device.until("document.querySelector('#facts').textContent.includes('Unknown device')")
+        fleets.fleet = SyntheticFleet(2, epoch=9)
+        fleets.fleet.devices = {f"ward-{id}": d for id, d in fleets.fleet.devices.items()}
+        fleets.say()
+        overview.until("document.querySelector('#tiles').textContent.includes('2 / 2')")
+        overview.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 2")
+        clean(overview)
+        clean(device)
+        fleets.close()
 
 
 def processor_seconds(mark: str) -> float:

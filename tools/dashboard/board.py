@@ -73,12 +73,17 @@ class Board:
             if self.run.rounds:
                 self.earlier.append(self.run)
             self.run = Record(summary["epoch"], summary.get("strategy", ""))
-            self.lives.clear()
+            for kept in (self.rows, self.lives, self.telemetry, self.reports, self._versions):
+                kept.clear()
             self.drawn += 1
         if self.run.take(summary.get("trail", []), summary.get("scored", [])):
             self.drawn += 1
         self.summary = {**summary}
-        for id, device in summary.get("devices", {}).items():
+        listed = summary.get("devices", {})
+        if listed:  # one of a very large fleet comes without them; then the last that was known stays
+            for id in self.rows.keys() - listed.keys():
+                del self.rows[id], self._versions[id]
+        for id, device in listed.items():
             self._device(id, device)
 
     def hear(self, id: str, time_: float, values: Mapping[str, Any]) -> None:
@@ -169,6 +174,7 @@ def row(id: str, device: Mapping[str, Any], last: Mapping[str, Any], *, elapsed:
         "why": device["why"],
         "tier": device["tier"],
         "modalities": ", ".join(device["modalities"]),
+        "windows": device["windows"],
         "round": device["round"] or None,
         "work": work(device) or "—",
         "predicted": _round(device["predicted"], 2),

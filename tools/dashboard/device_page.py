@@ -95,7 +95,7 @@ class DevicePage:
             "link": row["link"],
             "version": row["version"],
             "last report": self.board.reports.get(self.id, "—"),
-            "windows": self.board.summary["devices"][self.id]["windows"],
+            "windows": row["windows"],
         }
         return "<h2>Now</h2>" + _list(facts, f"state-{row['state']}")
 

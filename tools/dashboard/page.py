@@ -216,12 +216,15 @@ class Overview:
             self._pictures()
 
     def _rows(self, rows: list[dict[str, Any]]) -> None:
+        gone = self._known - self.board.rows.keys()
+        self._known -= gone
         new = [r for r in rows if r["id"] not in self._known]
-        if new and not self._known:
+        if not self._known and (new or gone):
             self.grid.run_grid_method("setGridOption", "rowData", rows)
-        elif rows:
+        elif rows or gone:
             changed = [r for r in rows if r["id"] in self._known]
-            self.grid.run_grid_method("applyTransactionAsync", {"add": new, "update": changed})
+            removed = [{"id": id} for id in sorted(gone)]
+            self.grid.run_grid_method("applyTransactionAsync", {"add": new, "update": changed, "remove": removed})
         self._known |= {r["id"] for r in new}
 
     def _pictures(self) -> None:
