@@ -221,7 +221,7 @@ def _exported(
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise RuntimeError("export needs onnx and onnxscript; run: pip install 'relief-edge[export]'") from None
+        raise ImportError("export needs onnx and onnxscript; run: pip install 'relief-edge[export]'") from None
     with _quiet():
         program = torch.onnx.export(
             module.eval(),

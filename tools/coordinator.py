@@ -98,7 +98,7 @@ def _prometheus(coordinator: Coordinator, where: str) -> Callable[[], None]:
         from coordinator.metrics import FleetMetrics
         from tools.metrics.endpoint import address, endpoint
     except ImportError:
-        raise ValueError('--metrics needs pip install "relief-edge[metrics]"') from None
+        raise ImportError('--metrics needs pip install "relief-edge[metrics]"') from None
     collector = FleetMetrics()
     port, end = endpoint(collector, *address(where))
     coordinator.listeners.append(collector.take)

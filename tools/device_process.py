@@ -100,7 +100,7 @@ def _prometheus(runtime: Runtime, where: str) -> Callable[[], None]:
         from device_runtime.metrics import DeviceMetrics
         from tools.metrics.endpoint import address, endpoint
     except ImportError:
-        raise ValueError('--metrics needs pip install "relief-edge[metrics]"') from None
+        raise ImportError('--metrics needs pip install "relief-edge[metrics]"') from None
     port, end = endpoint(DeviceMetrics(lambda: telemetry.values(runtime)), *address(where))
     logging.getLogger("relief.device").info("metrics: http://%s:%d/metrics", address(where)[0], port)
     return end

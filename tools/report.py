@@ -116,7 +116,7 @@ def _figures(runs: list[Run]) -> str:
     try:
         import matplotlib
     except ImportError:
-        raise ValueError('the pictures need matplotlib: pip install "relief-edge[plot]"') from None
+        raise ImportError('the pictures need matplotlib: pip install "relief-edge[plot]"') from None
     matplotlib.use("Agg")
     drawn = []
     parts: tuple[Callable[[], str], ...] = (

@@ -137,11 +137,11 @@ def _resolve(target: Target, project: Path, wanted: str, scratch: Path) -> str:
 
 
 def resolver() -> str:
-    """uv, of this environment or of the system. ValueError that says how to get it."""
+    """uv, of this environment or of the system. ImportError that says how to get it."""
     beside = Path(sys.executable).with_name("uv")
     found = str(beside) if beside.is_file() else shutil.which("uv")
     if found is None:
-        raise ValueError("resolving for another machine needs uv: pip install 'relief-edge[flash]'")
+        raise ImportError("resolving for another machine needs uv: pip install 'relief-edge[flash]'")
     return found
 
 
