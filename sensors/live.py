@@ -166,6 +166,8 @@ class LiveSource:
                 reason = "it ended"
             except (OSError, DataError, ValueError) as error:
                 reason = str(error)
+            except Exception as error:  # of a source of another package: its thread must not end in silence
+                reason = repr(error)
             if self._closing.is_set():
                 break
             self._note(sensor, [m.name for m in sensor.source.modalities], State.DEAD, reason)

@@ -37,7 +37,7 @@ class Script:
 
     def __init__(self, modality: Modality) -> None:
         self.modalities = (modality,)
-        self.events: queue.SimpleQueue[Samples | OSError | None] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Samples | Exception | None] = queue.SimpleQueue()
         self.opened = 0
         self.refuse = False
         self.over = False
@@ -52,7 +52,7 @@ class Script:
             event = self.events.get(timeout=timeout)
         except queue.Empty:
             return None
-        if isinstance(event, OSError):
+        if isinstance(event, Exception):
             raise event
         return event
 
@@ -183,7 +183,7 @@ def test_a_sensor_on_another_clock_says_so(live: Make, offset: float, told: str)
     assert len(changes) == (2 if told else 1)
 
 
-def test_a_failed_sensor_is_opened_again_with_again_with_growing_pauses_and_says_why(live: Make) -> None:
+def test_a_failed_sensor_is_opened_again_with_growing_pauses_and_says_why(live: Make) -> None:
     hand = Script(HAND)
     source = live(hand)
     hand.say(0.2)
@@ -196,6 +196,15 @@ def test_a_failed_sensor_is_opened_again_with_again_with_growing_pauses_and_says
     hand.say(0.2)
     wait_for(lambda: source.health["hand"].state is State.OK, "the sensor to come back")
     assert hand.opened == 2
+
+
+def test_whatever_a_source_raises_it_is_opened_again(live: Make) -> None:
+    hand = Script(HAND)
+    source = live(hand)
+    hand.events.put(KeyError("battery"))
+    wait_for(lambda: source.health["hand"].reason == "KeyError('battery')", "the failure")
+    hand.say(0.2)
+    wait_for(lambda: source.health["hand"].state is State.OK, "the sensor to come back")
 
 
 def test_a_sensor_that_is_not_there_at_the_start_is_waited_for(live: Make) -> None:
