@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from pydantic import ValidationError
 
@@ -15,11 +15,10 @@ def passed_on(request: Request, known: Collection[str]) -> tuple[dict[str, Order
     `request.args`: `devices`, a list of names; `order`, the kind; `args`, what the kind takes.
     """
     devices = request.args.get("devices")
-    if not isinstance(devices, list) or not devices:
+    if not isinstance(devices, list) or not devices or not all(isinstance(one, str) for one in devices):
         return {}, _refused(request, "order: devices is no list of names")
-    unknown = [str(one) for one in devices if one not in known]
-    if unknown:
-        return {}, _refused(request, f"order: never heard of {', '.join(unknown[:5])}")
+    if reason := unheard(devices, known):
+        return {}, _refused(request, f"order: {reason}")
     plain = {"id": request.id, "kind": request.args.get("order"), "args": request.args.get("args", {})}
     try:
         order = Order.model_validate(plain)
@@ -27,6 +26,12 @@ def passed_on(request: Request, known: Collection[str]) -> tuple[dict[str, Order
         first = error.errors(include_url=False, include_input=False)[0]
         return {}, _refused(request, f"order: {'.'.join(map(str, first['loc']))}: {first['msg']}")
     return dict.fromkeys(devices, order), Reply(id=request.id, ok=True)
+
+
+def unheard(devices: Sequence[str], known: Collection[str]) -> str:
+    """Why nothing can be done about these devices; empty where all of them are known."""
+    unknown = [one for one in devices if one not in known]
+    return f"never heard of {', '.join(unknown[:5])}" if unknown else ""
 
 
 def _refused(request: Request, reason: str) -> Reply:

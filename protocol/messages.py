@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgpack
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from protocol.errors import Malformed, TooLarge
+from protocol.topics import check_name
 
 PROTOCOL = 1  # raised when an older peer would misread us; said at birth
 OLDEST = 1  # the oldest that is still understood: one version back, once there are two
@@ -41,6 +42,7 @@ def _buffer(value: object) -> bytes | memoryview:
 
 Buffer = Annotated[Any, PlainValidator(_buffer)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
+Operator = Annotated[str, AfterValidator(lambda name: check_name(name, "operator"))]  # becomes a level of a topic
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -180,8 +182,8 @@ class Request(Message):
     """An operator's wish; answered on the reply topic of `operator`."""
 
     id: str
-    operator: Name
-    kind: Literal["pause", "resume", "versions", "adopt", "rollback", "quarantine", "release", "purge", "order"]
+    operator: Operator
+    kind: Literal["pause", "resume", "versions", "adopt", "rollback", "quarantine", "release", "order"]
     args: dict[str, Any] = {}
 
 

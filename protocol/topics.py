@@ -58,7 +58,7 @@ TABLE: tuple[Leaf, ...] = (
         _O,
         (_C,),
         "Request",
-        about="pause, resume, adopt, roll back, quarantine, purge",
+        about="pause, resume, adopt, roll back, quarantine, release, orders",
     ),
     Leaf("coordinator/reply/{op}", _C, (_O,), "Reply", about="the answer to an operator's request"),
     Leaf("block/{block}/manifest", _C, (_D, _O), "Manifest", retained=True, about="version, chunks, digest", bulk=True),

@@ -46,6 +46,7 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
     simple = {
         messages.Buffer: st.binary(max_size=300),
         messages.Name: NAMES,
+        messages.Operator: NAMES,
         messages.Count: COUNTS,
         messages.Finite: FINITE,
         bytes: st.binary(max_size=40),
