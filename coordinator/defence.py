@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from coordinator.quarantine import Held, Limits, Quarantine
+from coordinator.quarantine import Held, Limits, Slates
 from models.local import effective_steps
 from models.partition import Vector
 from protocol.messages import Update
@@ -32,7 +32,7 @@ class Defence:
 
     def __init__(self, *, bound: float = 10.0, limits: Limits | None = None, momentum: float = 0.0) -> None:
         self.bound, self._momentum = bound, momentum
-        self.quarantine = Quarantine(limits) if limits else None
+        self._slates = Slates(limits) if limits else None
         self.medians: dict[str, float] = {}  # block -> largest median, of all rounds, of the changes' length per step
         self._round: dict[str, dict[str, float]] = defaultdict(dict)  # block -> device -> length per step
         self._rounds: dict[str, int] = defaultdict(int)  # block -> rounds with a median
@@ -59,8 +59,8 @@ class Defence:
 
     def accepted(self, device: str) -> None:
         """An update of the device is stored."""
-        if self.quarantine:
-            self.quarantine.accepted(device)
+        if self._slates:
+            self._slates.accepted(device)
 
     def committed(self) -> None:
         """A round is closed: its medians count for the bound from now on."""
@@ -83,9 +83,14 @@ class Defence:
 
     def refused(self, device: str, reason: str, now: float) -> Held | None:
         """Count a refusal; what holds the device from now on, if this one was too much."""
-        if self.quarantine is None or reason.startswith(INNOCENT):
+        if self._slates is None or reason.startswith(INNOCENT):
             return None
-        return self.quarantine.refused(device, reason.split(":")[0], now)
+        return self._slates.refused(device, reason.split(":")[0], now)
+
+    def released(self, device: str) -> None:
+        """An operator takes the device in again: what it was refused before is forgotten."""
+        if self._slates:
+            self._slates.wipe(device)
 
 
 def norm(values: Vector) -> float:

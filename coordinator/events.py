@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.aggregation import Divergence
+from coordinator.quarantine import Held
 from protocol.messages import Assignment, Status, Update
 
 
@@ -102,19 +103,29 @@ class Folded:
 
 @dataclass(frozen=True)
 class Wish:
-    """An operator's: pause, resume, quarantine, release."""
+    """An operator's: pause, resume, quarantine, release. `operator` is whom to answer, `request` what."""
 
     kind: str
     device: str = ""
     reason: str = ""
+    operator: str = ""
+    request: str = ""
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """The rule of coordinator.quarantine leaves a device out for a while."""
+
+    device: str
+    held: Held
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed; sent at the latest at `Rounds.wake`."""
+    """Time has passed; sent at the latest at `Rounds.due`."""
 
 
-Event = StatusArrived | UpdateArrived | Stored | Declined | Folded | Wish | Tick
+Event = StatusArrived | UpdateArrived | Stored | Declined | Folded | Wish | Suspended | Tick
 
 
 # -- actions -------------------------------------------------------------------------------------------------
@@ -167,6 +178,20 @@ class Acknowledge:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Journal what operators want of the rounds from now on, then tell `operator` that `request` is done.
+
+    held    device -> reason, of those that only an operator releases
+    """
+
+    round: int
+    paused: bool
+    held: dict[str, str]
+    operator: str
+    request: str
+
+
+@dataclass(frozen=True)
 class Fold:
     """Fold exactly these updates, in this order, into the next versions; answered by Folded."""
 
@@ -180,4 +205,4 @@ class Say:
     """The summary has changed in a way that operators want to see."""
 
 
-Action = Open | Send | Store | Acknowledge | Fold | Say
+Action = Open | Send | Store | Acknowledge | Keep | Fold | Say

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from coordinator.defence import Defence
 from coordinator.events import Acknowledge, Declined, Event, StatusArrived, UpdateArrived, UpdateHead, Wish
 from coordinator.intake import check
+from coordinator.orders import unheard
 from coordinator.refusals import OPERATOR
 from coordinator.releases import KINDS, Releases
 from coordinator.rounds import Rounds
@@ -23,8 +24,10 @@ from protocol.messages import RESUME, Chunk, Reply, Report, Request, Status, Upd
 from protocol.topics import Topics
 from protocol.transport import Received
 
-WISHES = ("pause", "resume", "quarantine", "release")  # what operators may ask of the rounds
+DEVICE_WISHES = ("quarantine", "release")
+WISHES = ("pause", "resume", *DEVICE_WISHES)  # what operators may ask of the rounds
 CAN = (*WISHES, *KINDS, "versions")  # all that operators may ask for
+LONGEST_REASON = 200  # characters: it is said again in every summary
 
 
 class Inlet:
@@ -122,18 +125,28 @@ class Inlet:
         return self._waiting.pop(update)
 
     def _request(self, request: Request) -> None:
-        if request.kind in KINDS:
+        if request.kind in WISHES:
+            self._wish(request)
+        elif request.kind in KINDS:
             orders, told = self._releases.passed_on(request, self._core.registry.devices)
             self._speaker.orders(orders)
             self._speaker.reply(request.operator, told)
-            return
-        if request.kind == "versions":
+        else:
             told = Reply(id=request.id, ok=True, values={"versions": self._releases.versions.table()})
             self._speaker.reply(request.operator, told)
-            return
-        reply = Reply(id=request.id, ok=request.kind in WISHES)
-        if reply.ok:
-            self._feed(Wish(request.kind, str(request.args.get("device", "")), str(request.args.get("reason", ""))))
-        else:
-            reply = reply.model_copy(update={"reason": f"{request.kind}: not possible with this coordinator"})
-        self._speaker.reply(request.operator, reply)
+
+    def _wish(self, request: Request) -> None:
+        """Hand a wish to the core, which has it answered once it is on disk; what names no device is refused here."""
+        device, registry = request.args.get("device", ""), self._core.registry
+        if request.kind in DEVICE_WISHES:
+            # Who is held is known, even where its birth has not come since a restart.
+            known = {*registry.devices, *registry.quarantined}
+            named = isinstance(device, str) and device
+            reason = unheard([device], known) if named else "device is no name"
+            if reason:
+                self._speaker.reply(request.operator, Reply(id=request.id, ok=False, reason=reason))
+                return
+        if request.kind == "release":
+            self._speaker.refusals.released(device)
+        why = str(request.args.get("reason", ""))[:LONGEST_REASON]
+        self._feed(Wish(request.kind, device, why, request.operator, request.id))

@@ -1,8 +1,8 @@
 """The coordinator's record of itself: rounds, updates and commits in the journal, and how to continue from them.
 
 Record kinds: `run` (a model lineage begins), `open` (a round and its assignments), `update` (head, and the deltas as
-body), `commit` (which updates became which versions). A commit is replayed by folding its updates again, so blocks are
-written only now and then, as checkpoints.
+body), `commit` (which updates became which versions), `wish` (what operators want of the rounds from there on). A
+commit is replayed by folding its updates again, so blocks are written only now and then, as checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from coordinator.checkpoint import Checkpoint, latest, save
 from coordinator.commit import Commit, fold_round
-from coordinator.events import Open, UpdateHead
+from coordinator.events import Keep, Open, UpdateHead
 from coordinator.journal import Journal, Record
 from coordinator.lateness import unanswered
 from coordinator.strategies.base import Strategy
@@ -49,6 +49,8 @@ class Resumed:
     late: dict[str, Assignment] = field(default_factory=dict)  # of closed rounds, not answered
     lengths: dict[str, float] = field(default_factory=dict)  # block -> what its norm bound rests upon
     opened: bool = False  # whether `round` has begun
+    paused: bool = False
+    held: dict[str, str] = field(default_factory=dict)  # device -> reason, of those that operators hold
     said: str = ""
 
 
@@ -106,6 +108,10 @@ class Ledger:
         header = {"round": round, "epoch": epoch, "updates": list(updates), "versions": done.versions}
         self.journal.append("commit", {**header, "digests": digests, "layout": layout}, b"".join(parts))
 
+    def wish(self, action: Keep) -> None:
+        """Journal all that operators want: the last record of it stands."""
+        self.journal.append("wish", {"round": action.round, "paused": action.paused, "held": action.held})
+
     def delta(self, head: UpdateHead, block: str) -> Vector:
         """One block of one journalled update."""
         start, size, dtype, scale = self._layout[head.id][block]
@@ -136,6 +142,8 @@ class Ledger:
             "done": {d: head.to_dict() for d, head in resumed.done.items()},
             "late": {d: a.model_dump() for d, a in resumed.late.items()},
             "lengths": resumed.lengths,
+            "paused": resumed.paused,
+            "held": resumed.held,
         }
         written = save(
             self.folder / "checkpoints", resumed.round - 1, dict(resumed.blocks), self.spec, meta, base=dict(base)
@@ -165,6 +173,10 @@ class Ledger:
             if record.kind == "run":
                 self._check_spec(header["spec"])
                 at.begun, at.epoch = True, max(at.epoch, int(header["epoch"]))
+            elif record.kind == "wish":
+                # By the checkpoint's round: a wish that comes while a round is folded is journalled behind its commit.
+                if _round_of(header) >= self._checkpointed:
+                    at.paused, at.held = bool(header["paused"]), dict(header["held"])
             elif _round_of(header) < at.round:
                 continue
             elif record.kind != "commit" and _round_of(header) > at.round:
@@ -191,6 +203,10 @@ class Ledger:
         if self.mended:
             at.said += f"; rounds {self.mended} taken from their commits: updates are lost or fold otherwise"
         at.said += f"; round {at.round} with {len(at.stored)} of {len(at.assignments)} updates"
+        if at.paused:
+            at.said += "; paused by an operator"
+        if at.held:
+            at.said += f"; held by an operator: {', '.join(at.held)}"
         return at
 
     def _from_checkpoint(self, at: Resumed, saved: Checkpoint, strategy: Strategy) -> None:
@@ -204,6 +220,7 @@ class Ledger:
         at.done = {d: UpdateHead.from_dict(h) for d, h in meta["done"].items()}
         at.late = _assignments(meta.get("late", {}))
         at.lengths = {block: float(length) for block, length in meta.get("lengths", {}).items()}
+        at.paused, at.held = bool(meta.get("paused", False)), dict(meta.get("held", {}))
         if meta["strategy"]["name"] != strategy.name:
             raise CannotResume(
                 f"{self.folder}: the run was made with strategy {meta['strategy']['name']!r}, the configuration says "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from math import inf
 
 from coordinator.defence import Defence
-from coordinator.events import Event, Wish
+from coordinator.events import Event, Suspended
+from coordinator.registry import Registry
 
 log = logging.getLogger("relief.coordinator")
 
@@ -16,12 +16,16 @@ OPERATOR = ""  # who is not a device
 
 
 class Refusals:
-    """`counts`: kind -> how often. A device that is held or let out is a Wish to `feed`; `now` is the loop's clock."""
+    """`counts`: kind -> how often. A device that is refused too often is Suspended, told to `feed`.
 
-    def __init__(self, defence: Defence, feed: Callable[[Event], None], now: Callable[[], float]) -> None:
+    `registry` is only looked at: nothing counts for or against a device that is held. `now` is the loop's clock.
+    """
+
+    def __init__(
+        self, defence: Defence, registry: Registry, feed: Callable[[Event], None], now: Callable[[], float]
+    ) -> None:
         self.counts: Counter[str] = Counter()
-        self._defence, self._feed, self._now = defence, feed, now
-        self._held: dict[str, float] = {}  # device -> when its quarantine ends; not those held by an operator
+        self._defence, self._registry, self._feed, self._now = defence, registry, feed, now
         self._logged: set[tuple[str, str]] = set()
 
     def refuse(self, who: str, reason: str) -> None:
@@ -32,20 +36,19 @@ class Refusals:
         if (who, kind) not in self._logged and len(self._logged) < 10_000:
             self._logged.add((who, kind))
             log.warning("%s: %s", who, reason)
-        held = self._defence.refused(who, reason, self._now()) if who != OPERATOR else None
-        if held:
-            log.warning("%s is in quarantine for %.0f s: %s", who, held.until - held.since, held.reason)
-            self._feed(Wish("quarantine", who, held.reason))
-            self._held[who] = held.until
-
-    @property
-    def due(self) -> float:
-        """When the next quarantine ends; infinite if none does."""
-        return min(self._held.values(), default=inf)
-
-    def let_out(self) -> None:
-        """End the quarantines whose time is over."""
+        if who == OPERATOR or who in self._registry.quarantined:
+            return
         now = self._now()
-        for device in [d for d, until in self._held.items() if until <= now]:
-            del self._held[device]
-            self._feed(Wish("release", device))
+        held = self._defence.refused(who, reason, now)
+        if held:
+            log.warning("%s is in quarantine for %.0f s: %s", who, held.until - now, held.reason)
+            self._feed(Suspended(who, held))
+
+    def accepted(self, device: str) -> None:
+        """An update of the device is stored."""
+        if device not in self._registry.quarantined:
+            self._defence.accepted(device)
+
+    def released(self, device: str) -> None:
+        """An operator takes the device in again."""
+        self._defence.released(device)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
+from coordinator.quarantine import Held
 from coordinator.work import Member, Speed
 from models.cost import block_costs
 from models.spec import ModelSpec
@@ -37,7 +39,24 @@ class Registry:
 
     spec: ModelSpec
     devices: dict[str, Device] = field(default_factory=dict)
-    quarantined: dict[str, str] = field(default_factory=dict)  # device -> reason
+    quarantined: dict[str, Held] = field(default_factory=dict)  # by the rule and by operators
+
+    @property
+    def held(self) -> dict[str, str]:
+        """device -> reason, of those that only an operator releases."""
+        return {d: one.reason for d, one in self.quarantined.items() if one.until == inf}
+
+    @property
+    def next_out(self) -> float:
+        """When the next quarantine ends; infinite if none does by itself."""
+        return min((one.until for one in self.quarantined.values()), default=inf)
+
+    def let_out(self, now: float) -> bool:
+        """End the quarantines whose time is over; False if there was none."""
+        over = [d for d, one in self.quarantined.items() if one.until <= now]
+        for device in over:
+            del self.quarantined[device]
+        return bool(over)
 
     def arrive(self, device: str, status: Status, now: float) -> bool:
         """Take in a birth or death; False if it changes nothing (a late death of an earlier boot, a repeat)."""

@@ -22,17 +22,20 @@ from coordinator.events import (
     Event,
     Fold,
     Folded,
+    Keep,
     Open,
     Say,
     Send,
     StatusArrived,
     Store,
     Stored,
+    Suspended,
     UpdateArrived,
     UpdateHead,
     Wish,
 )
 from coordinator.lateness import Latecomers, unanswered
+from coordinator.quarantine import Held
 from coordinator.registry import Registry, normalisation
 from coordinator.strategies.base import Plan, Strategy
 from models.spec import SHARED, ModelSpec
@@ -90,7 +93,7 @@ class Rounds:
     versions: dict[str, int] = field(default_factory=dict)
     scales: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     scaled: dict[str, int] = field(default_factory=dict)  # modality -> samples behind its scale; not in it: given
-    wake: float = inf  # when the next Tick is due
+    wake: float = inf  # when a round has something to do although nothing arrives
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.spec)
@@ -109,7 +112,7 @@ class Rounds:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take in one event. Unknown, stale and repeated ones change nothing."""
-        actions: list[Action] = []
+        actions: list[Action] = [Say()] if self.registry.let_out(now) else []
         if isinstance(event, StatusArrived):
             self._status(event, now, actions)
         elif isinstance(event, UpdateArrived):
@@ -122,8 +125,17 @@ class Rounds:
             self._folded(event, actions)
         elif isinstance(event, Wish):
             self._wish(event, actions)
+        elif isinstance(event, Suspended):
+            # What an operator holds only an operator releases.
+            self.registry.quarantined.setdefault(event.device, event.held)
+            actions.append(Say())
         self._advance(now, actions)
         return actions
+
+    @property
+    def due(self) -> float:
+        """When the next Tick is due."""
+        return min(self.wake, self.registry.next_out)
 
     @property
     def finished(self) -> bool:
@@ -173,7 +185,7 @@ class Rounds:
 
     def _refusal(self, head: UpdateHead) -> str:
         if head.device in self.registry.quarantined:
-            return f"quarantined: {self.registry.quarantined[head.device]}"
+            return f"quarantined: {self.registry.quarantined[head.device].reason}"
         if head.epoch != self.epoch:
             return f"stale: trained in epoch {head.epoch}, this is epoch {self.epoch}"
         if self.phase is not Phase.TRAINING or not 0 <= self.round - head.round <= self.late.staleness:
@@ -210,10 +222,10 @@ class Rounds:
         elif event.kind == "resume":
             self.paused = False
         elif event.kind == "quarantine":
-            self.registry.quarantined[event.device] = event.reason or "by an operator"
+            self.registry.quarantined[event.device] = Held(event.reason or "by an operator")
         elif event.kind == "release":
             self.registry.quarantined.pop(event.device, None)
-        actions.append(Say())
+        actions += [Keep(self.round, self.paused, self.registry.held, event.operator, event.request), Say()]
 
     # -- rounds ------------------------------------------------------------------------------------
 

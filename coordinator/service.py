@@ -23,13 +23,13 @@ from coordinator import memory
 from coordinator.commit import fold_round
 from coordinator.defence import Defence
 from coordinator.estimate import FedAvgEstimate
-from coordinator.events import Action, Event, Fold, Folded, Open, Say, Store, Stored, Tick
+from coordinator.events import Action, Event, Fold, Folded, Keep, Open, Say, Store, Stored, Tick
 from coordinator.history import History, record
 from coordinator.inlet import CAN, Inlet
 from coordinator.journal import JournalFull
 from coordinator.ledger import Ledger, Resumed
 from coordinator.publisher import Publisher
-from coordinator.quarantine import Limits
+from coordinator.quarantine import Held, Limits
 from coordinator.refusals import Refusals
 from coordinator.releases import Releases
 from coordinator.rounds import Pace, Rounds
@@ -109,9 +109,9 @@ class Coordinator:
             return self._now()
 
         self._publisher = Publisher(self.topics, control, bulk)
-        self.refusals = Refusals(self._defence, self._feed, now)
+        self.refusals = Refusals(self._defence, self.core.registry, self._feed, now)
         self._speaker = Speaker(
-            self.topics, control, self._publisher, self.core, self._defence, self.refusals,
+            self.topics, control, self._publisher, self.core, self.refusals,
             lambda name: self.blocks[name], self.alarms, now,
         )  # fmt: skip
         self._releases = Releases(self.versions, self._publisher, lambda: self.core.epoch)
@@ -149,6 +149,8 @@ class Coordinator:
         self._defence.restore(at.lengths)
         self.blocks = at.blocks
         self.core.late.keep(at.late, at.round)
+        self.core.paused = at.paused
+        self.core.registry.quarantined = {device: Held(reason) for device, reason in at.held.items()}
         if at.opened:
             self.core.reopen(at.assignments, at.stored, self._now())
         if at.begun:
@@ -193,8 +195,8 @@ class Coordinator:
     def _due(self) -> float:
         """When the loop has something to do although nothing arrives."""
         # While the disk is full the core waits for it and not for its deadline, which may have passed long ago.
-        core = self.core.wake if self._retry == inf else self._retry
-        return min(core, self._speaker.due, self.refusals.due)
+        core = self.core.due if self._retry == inf else self._retry
+        return min(core, self._speaker.due)
 
     def _step(self) -> None:
         """Wait for something to happen, take in all that has, carry out what the core wants."""
@@ -207,10 +209,9 @@ class Coordinator:
             items.append(self._inbox.get())
         for item in items:
             self._take(item)
-        if self._now() >= self.core.wake:
+        if self._now() >= self.core.due:
             self._feed(Tick())
         self._speaker.repeat()
-        self.refusals.let_out()
         self._settle()
         self._say()
 
@@ -286,6 +287,10 @@ class Coordinator:
             self._outgoing += [m for m in action.normalisation if m in self.blocks]
         elif isinstance(action, Fold):
             self._fold(action)
+        elif isinstance(action, Keep):
+            self.ledger.wish(action)
+            self._unsaved = True
+            self._outgoing.append(action)
         elif isinstance(action, Say):
             self._speaker.want()
         else:
@@ -321,6 +326,7 @@ class Coordinator:
         core = self.core
         at = Resumed(True, core.epoch, core.round, self.blocks, core.versions, core.scales, core.scaled, done=core.done)
         at.late, at.lengths = core.late.assignments, self._defence.lengths
+        at.paused, at.held = core.paused, core.registry.held
         try:
             written = self.ledger.checkpoint(replace(at), self.strategy, self.base, force=force)
             if written:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
-from coordinator.defence import Defence
-from coordinator.events import Acknowledge, Action, Send
+from coordinator.events import Acknowledge, Action, Keep, Send
 from coordinator.publisher import Publisher
 from coordinator.refusals import Refusals
 from coordinator.rounds import Rounds
@@ -41,13 +40,12 @@ class Speaker:
         control: Transport,
         publisher: Publisher,
         core: Rounds,
-        defence: Defence,
         refusals: Refusals,
         block: Callable[[str], Vector],
         alarms: dict[str, str],
         now: Callable[[], float],
     ) -> None:
-        self._topics, self._control, self._core, self._defence = topics, control, core, defence
+        self._topics, self._control, self._core = topics, control, core
         self._block, self._alarms, self._now = block, alarms, now
         self.publisher, self.refusals = publisher, refusals
         self._listen_at = inf
@@ -71,6 +69,8 @@ class Speaker:
                     self._control.publish(topic, one.assignment.encode(), expiry=one.expiry)
             elif isinstance(one, Acknowledge):
                 self.answer(one)
+            elif isinstance(one, Keep):
+                self.reply(one.operator, Reply(id=one.request, ok=True))
         except ProtocolError as error:  # the broker is slower than we are, or takes less than it should
             self._alarms["broker"] = str(error)
             log.error("not said: %s", error)
@@ -79,7 +79,7 @@ class Speaker:
     def answer(self, one: Acknowledge) -> None:
         """Tell a device what became of its update."""
         if one.accepted:
-            self._defence.accepted(one.device)
+            self.refusals.accepted(one.device)
         elif not one.again:  # it is only asked to come back
             self.refusals.refuse(one.device, one.reason)
         answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)

@@ -38,9 +38,10 @@ def _device(core: Rounds, id: str) -> dict[str, Any]:
     device = core.registry.devices[id]
     status, assignment = device.status, core.assignments.get(id) or core.late.assignments.get(id)
     head = core.stored.get(id) or core.done.get(id)
+    held = core.registry.quarantined.get(id)
     return {
         "state": _state(core, id),
-        "why": core.registry.quarantined.get(id) or device.fault or core.declined.get(id) or status.reason,
+        "why": held.reason if held else device.fault or core.declined.get(id) or status.reason,
         "tier": status.tier,
         "modalities": list(core.registry.owned(id)),
         "windows": status.windows,

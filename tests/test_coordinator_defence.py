@@ -20,7 +20,7 @@ from coordinator.strategies.relief import CohortSteps
 from models.partition import Vector, initial, partition
 from protocol.chunks import split
 from protocol.memory import MemoryBroker, MemoryTransport
-from protocol.messages import BlockWork, Status, Tensor, Update, update_id
+from protocol.messages import BlockWork, Request, Status, Tensor, Update, update_id
 from protocol.transport import Received
 from tests.worlds import spec
 
@@ -146,13 +146,44 @@ def test_three_bad_updates_lead_into_quarantine_with_a_reason_and_time_leads_out
         assert "bad" not in life.core.registry.quarantined
         (chunk,) = split("u", an_update("bad", 1.0, assignment=f"1.{n}", bad=True).encode())
         hears("bad", "update", chunk.encode(), 1.0 + n)
-    assert "3 refusals" in life.core.registry.quarantined["bad"]
+    assert "3 refusals" in life.core.registry.quarantined["bad"].reason
     assert life.core.registry.ready() == ["good"]
     assert life._due() <= 63.0
     life._now = lambda: 63.5  # type: ignore[method-assign]
     life._inbox.put(None)
     life._step()
     assert life.core.registry.ready() == ["bad", "good"]
+
+
+def test_an_operators_hold_outlasts_the_rules_and_his_release_wipes_the_slate(
+    coordinator: tuple[Coordinator, Callable[..., None]],
+) -> None:
+    life, hears = coordinator
+    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
+    hears("bad", "status", birth.encode(), 0.0)
+
+    def asks(kind: str, at: float) -> None:
+        args = {"device": "bad", "reason": "sensor is loose"}
+        life._now = lambda: at  # type: ignore[method-assign]
+        request = Request(id=kind, operator="op", kind=kind, args=args)  # type: ignore[arg-type]
+        life._inbox.put(("control", Received(life.topics.coordinator("request"), request.encode())))
+        life._step()
+
+    asks("quarantine", 1.0)
+    for _ in range(3):
+        life.refusals.refuse("bad", "update refused: not msgpack")
+    life._now = lambda: 1e6  # type: ignore[method-assign]
+    life._inbox.put(None)
+    life._step()
+    assert life.core.registry.held == {"bad": "sensor is loose"}
+    asks("release", 1e6)
+    assert life.core.registry.quarantined == {}
+    for n in range(3):
+        assert ("bad" in life.core.registry.quarantined) is False, f"after {n} refusals"
+        life.refusals.refuse("bad", "update refused: not msgpack")
+    asks("release", 1e6)
+    life.refusals.refuse("bad", "update refused: not msgpack")
+    assert life.core.registry.quarantined == {}, "it is not on probation"
 
 
 @pytest.mark.parametrize("rule", list(Rule))

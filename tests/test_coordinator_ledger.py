@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.aggregation import Contribution
 from coordinator.commit import fold_round
-from coordinator.events import Open, UpdateHead
+from coordinator.events import Keep, Open, UpdateHead
 from coordinator.ledger import CannotResume, Ledger, Resumed
 from coordinator.strategies.base import Settings
 from coordinator.strategies.momentum import ReliefMomentum
@@ -161,6 +161,25 @@ def test_what_devices_said_of_replayed_rounds_is_heard_again(tmp_path: Path) -> 
     method = CohortSteps(SPEC, Settings(deadline="learned"))
     ledger.resume(method, initial(SPEC)[0])
     assert method.pacing is not None and len(method.pacing.stay) == 3
+    ledger.close()
+
+
+def test_the_last_wish_of_operators_stands_after_a_restart_wherever_it_was_journalled(tmp_path: Path) -> None:
+    """The second came while round 4 was folded, so it lies behind its commit; the third is in the checkpoint alone."""
+    committed(tmp_path, 4)
+    wishes = [Keep(4, True, {"a": "loose"}, "op", "1"), Keep(4, False, {"a": "loose", "b": "wet"}, "op", "2")]
+    ledger = Ledger(tmp_path, SPEC)
+    for wish in wishes:
+        ledger.wish(wish)
+    ledger.journal.sync()
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    assert (at.round, at.paused, at.held) == (5, False, {"a": "loose", "b": "wet"})
+    assert at.said.endswith("held by an operator: a, b")
+    at.paused, at.held = True, {}
+    assert ledger.checkpoint(at, strategy(), {}, force=True) is not None
+    assert "wish" in [record.kind for record in ledger.journal.records()], "as the checkpoint before needs it"
+    again = ledger.resume(strategy(), initial(SPEC)[0])
+    assert (again.paused, again.held) == (True, {}) and again.said.endswith("paused by an operator")
     ledger.close()
 
 
