@@ -248,13 +248,25 @@ class Coordinator:
         """Carry out actions until none are left, then speak; keep silent while the disk does not take the record."""
         if self._now() < self._retry < inf:
             return
+        while self._on_disk():
+            outgoing, self._outgoing = self._outgoing, []
+            for one in outgoing:
+                if one == "":
+                    self._checkpoint()
+                else:
+                    self._speaker.speak(one)
+            if not self._actions:  # a refusal that is said can be one too many: then the core wants more
+                return
+
+    def _on_disk(self) -> bool:
+        """Carry out actions until none are left and have the record of them on disk; False where that is full."""
         while True:
             # What a commit rests upon, its round's opening above all, is on disk before the commit is even appended:
             # else a torn batch could leave the commit alone.
             while self._actions and not (self._unsaved and isinstance(self._actions[0], Fold)):
                 self._do(self._actions.popleft())
             if not self._unsaved:
-                break
+                return True
             try:
                 self.ledger.journal.sync()
             except (JournalFull, OSError) as error:
@@ -262,18 +274,12 @@ class Coordinator:
                 log.error("rounds stand still: %s", error)
                 self._retry = self._now() + RETRY_DISK
                 self._speaker.want(at_once=True)
-                return
+                return False
             self._unsaved, self._retry = False, inf
             self.alarms.pop("disk", None)
             if self._storing:
                 ids, self._storing = tuple(self._storing), []
                 self._feed(Stored(ids))
-        outgoing, self._outgoing = self._outgoing, []
-        for one in outgoing:
-            if one == "":
-                self._checkpoint()
-            else:
-                self._speaker.speak(one)
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Store):

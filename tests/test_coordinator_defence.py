@@ -186,6 +186,25 @@ def test_an_operators_hold_outlasts_the_rules_and_his_release_wipes_the_slate(
     assert life.core.registry.quarantined == {}, "it is not on probation"
 
 
+def test_a_round_closes_at_once_when_its_last_device_is_held_for_what_it_sent(
+    coordinator: tuple[Coordinator, Callable[..., None]],
+) -> None:
+    """The third refusal is found while it is answered: what the core wants then is not left until the next event."""
+    life, hears = coordinator
+    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
+    for device in ("bad", "good"):
+        hears(device, "status", birth.encode(), 0.0)
+    a = life.core.assignments["good"]
+    for device, steps in (("good", 1), ("bad", 10**6), ("bad", 10**6), ("bad", 10**6)):
+        update = an_update(device, 1.0, steps=steps, assignment=a.id)
+        work = {"torso": update.blocks["torso"].model_copy(update={"version": a.versions["torso"]})}
+        mine = update.model_copy(update={"epoch": a.epoch, "round": a.round, "blocks": work})
+        (chunk,) = split("u", mine.encode())
+        hears(device, "update", chunk.encode(), 1.0)
+    assert "bad" in life.core.registry.quarantined
+    assert life.core.round == 2 and not life._actions
+
+
 @pytest.mark.parametrize("rule", list(Rule))
 def test_a_round_is_folded_by_the_robust_rule_that_was_chosen(rule: Rule) -> None:
     blocks, _ = initial(SPEC)
