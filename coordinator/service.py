@@ -41,7 +41,6 @@ from coordinator.versions import Versions
 from models.partition import Vector, initial, partition
 from models.spec import ModelSpec
 from protocol import broker_metrics
-from protocol.chunks import chunk_size
 from protocol.messages import PROTOCOL, CoordinatorState
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
@@ -238,9 +237,8 @@ class Coordinator:
             self._control.subscribe(*broker_metrics.TOPICS)
             self._speaker.connected()
         else:
-            self._publisher.chunk_size = chunk_size(event.max_payload)
             self._bulk.subscribe(*self.inlet.bulk)
-            self._publisher.again_bulk()
+            self._speaker.bulk_connected(event.max_payload)
 
     # -- what the core wants -------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What the coordinator says: assignments, answers, blocks and the summary, once what they rest upon is on disk.
 
-What the broker cannot take now is made good later, by a repeat of all that is retained or by the devices' own repeats.
+What the broker cannot take now is made good later, by a repeat of what is retained or by the devices' own repeats.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from coordinator.publisher import Publisher
 from coordinator.refusals import Refusals
 from coordinator.rounds import Rounds
 from models.partition import Vector
+from protocol.chunks import chunk_size
 from protocol.errors import ProtocolError, TooLarge
-from protocol.messages import Answer, Order, Reply, RoundSummary
+from protocol.messages import Answer, Message, Order, Reply, RoundSummary
 from protocol.topics import Topics
 from protocol.transport import Transport
 
@@ -60,21 +61,15 @@ class Speaker:
 
     def speak(self, one: Action | str) -> None:
         """Say what the core wants said; a string stands for the block of that name."""
-        try:
-            if isinstance(one, str):
-                self.block(one)
-            elif isinstance(one, Send):
-                if one.assignment.round == self._core.round:  # it may have closed while the disk was full
-                    topic = self._topics.device(one.device, "assignment")
-                    self._control.publish(topic, one.assignment.encode(), expiry=one.expiry)
-            elif isinstance(one, Acknowledge):
-                self.answer(one)
-            elif isinstance(one, Keep):
-                self.reply(one.operator, Reply(id=one.request, ok=True))
-        except ProtocolError as error:  # the broker is slower than we are, or takes less than it should
-            self._alarms["broker"] = str(error)
-            log.error("not said: %s", error)
-            self._listen_at = min(self._listen_at, self._now() + REPEAT)
+        if isinstance(one, str):
+            self._attempt(lambda: self.block(one))
+        elif isinstance(one, Send):
+            if one.assignment.round == self._core.round:  # it may have closed while the disk was full
+                self._say(self._topics.device(one.device, "assignment"), one.assignment, one.expiry)
+        elif isinstance(one, Acknowledge):
+            self.answer(one)
+        elif isinstance(one, Keep):
+            self.reply(one.operator, Reply(id=one.request, ok=True))
 
     def answer(self, one: Acknowledge) -> None:
         """Tell a device what became of its update."""
@@ -83,12 +78,12 @@ class Speaker:
         elif not one.again:  # it is only asked to come back
             self.refusals.refuse(one.device, one.reason)
         answer = Answer(update=one.update, accepted=one.accepted, reason=one.reason, again=one.again)
-        self._control.publish(self._topics.device(one.device, "answer"), answer.encode())
+        self._say(self._topics.device(one.device, "answer"), answer)
 
     def missing(self, device: str, update: str, chunks: list[int]) -> None:
         """Tell a device which chunks of its update have not come; none are named where nothing of it is here."""
         answer = Answer(update=update, accepted=False, again=True, resume=True, missing=chunks)
-        self._control.publish(self._topics.device(device, "answer"), answer.encode())
+        self._say(self._topics.device(device, "answer"), answer)
 
     def block(self, name: str) -> None:
         """Publish a block's present version."""
@@ -102,14 +97,31 @@ class Speaker:
 
     def reply(self, operator: str, reply: Reply) -> None:
         """Answer an operator's request."""
-        self._control.publish(self._topics.reply(operator), reply.encode())
+        self._say(self._topics.reply(operator), reply)
+
+    def _say(self, topic: str, message: Message, expiry: int | None = None) -> None:
+        self._attempt(lambda: self._control.publish(topic, message.encode(), expiry=expiry))
+
+    def _attempt(self, deed: Callable[[], None]) -> None:
+        """Publish; where the broker is slower than we are, or takes less than it should, an alarm says so."""
+        try:
+            deed()
+        except ProtocolError as error:
+            self._alarms["broker"] = str(error)
+            log.error("not said: %s", error)
+            self._listen_at = min(self._listen_at, self._now() + REPEAT)
 
     # -- again -------------------------------------------------------------------------------------------
 
     def connected(self) -> None:
         """The control connection is up: the broker may have lost everything."""
-        self._listen_at = self._now() + LISTEN_AGAIN
-        self.publisher.again_control()
+        self._listen_at = self._now() + (REPEAT if "broker" in self._alarms else LISTEN_AGAIN)
+        self._attempt(self.publisher.again_control)
+
+    def bulk_connected(self, max_payload: int) -> None:
+        """The bulk connection is up, to a broker that takes packets of so many bytes."""
+        self.publisher.chunk_size = chunk_size(max_payload)
+        self._attempt(self.publisher.again_bulk)
 
     def repeat(self) -> None:
         """Look at all retained births again, and say what was not taken before; nothing before its time."""
@@ -118,12 +130,8 @@ class Speaker:
         self._listen_at = self._now() + LISTEN_AGAIN
         self._control.subscribe(self._topics.device("+", "status"))
         if self._alarms.pop("broker", ""):
-            try:
-                self.publisher.again_control()
-                self.publisher.again_bulk()
-            except ProtocolError as error:
-                self._alarms["broker"] = str(error)
-                self._listen_at = self._now() + REPEAT
+            self._attempt(self.publisher.again_control)
+            self._attempt(self.publisher.go_on)
 
     # -- the summary -------------------------------------------------------------------------------------
 

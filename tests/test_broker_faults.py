@@ -6,7 +6,9 @@ import asyncio
 import os
 import ssl
 import subprocess
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from typer.testing import CliRunner
 from broker_config.directory import Directory
 from broker_config.launcher import Broker
 from coordinator.publisher import Publisher
+from coordinator.rounds import Pace
+from coordinator.service import Coordinator
+from coordinator.strategies import Settings, strategy
+from models.spec import InputSpec, ModelSpec
 from protocol.chunks import Reassembly, chunk_size, split
 from protocol.config import BrokerConfig
 from protocol.errors import TooLarge
@@ -135,6 +141,51 @@ def test_a_packet_above_the_limit_is_refused_here_and_the_connection_lives(
     bare.publish(f"{fleet}/x", bytes(2_000_000))
     assert bare.lost.wait(5), "without the check the broker throws us out"
     bare.close()
+
+
+def test_a_coordinator_cuts_its_blocks_to_a_brokers_packets_and_takes_turns_where_they_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packets half of an ordinary chunk, and less waits for the broker than one block has; released versions too."""
+    monkeypatch.setattr("coordinator.speaker.REPEAT", 0.1)
+    of = ModelSpec((InputSpec("torso", 6, 128),), classes=4, widths=(32, 64), bins=4, fusion=64)
+
+    def small(port: int, folder: Path) -> str:
+        user = "user root\n" if os.geteuid() == 0 else ""
+        return f"{user}listener {port} 127.0.0.1\nallow_anonymous true\nmax_packet_size 65536\n"
+
+    with Broker(configure=small) as broker:
+        config = BrokerConfig(port=broker.port, queue_bytes=1 << 16, inflight=1)
+        control, bulk = (MqttTransport(config, f"coordinator-{name}") for name in ("control", "bulk"))
+        life = Coordinator(
+            fleet="ward", spec=of, strategy=strategy("relief")(of, Settings()), pace=Pace(), folder=tmp_path,
+            control=control, bulk=bulk,
+        )  # fmt: skip
+        life.versions.register(7, life.blocks, {}, of, life.base, {})
+        life.versions.publish(7)
+        stop = threading.Event()
+        thread = threading.Thread(target=life.run, args=(stop,))
+        thread.start()
+        device = MqttTransport(BrokerConfig(port=broker.port), "d1")
+        party, whole = Party(device), {}
+        device.subscribe(WARD.chunk("+", "+"))
+        reassembly = defaultdict(Reassembly)
+        try:
+            while set(whole) != {"torso", "shared", "torso.v7", "shared.v7"}:
+                event = party.until(Received)
+                _, name, k = WARD.parse(event.topic) or ()
+                if k != "manifest" and (found := reassembly[name].add(decode(Chunk, event.payload))):
+                    whole[name] = found
+            for name, vector in life.blocks.items():
+                assert whole[name] == whole[f"{name}.v7"] == vector.tobytes()
+            assert len(whole["torso"]) > 65536
+            assert eventually(lambda: not life.alarms), life.alarms
+            assert thread.is_alive()
+        finally:
+            stop.set()
+            life.wake()
+            thread.join(10)
+            device.close()
 
 
 def test_an_update_in_chunks_crosses_a_link_of_50_kb_a_second(
