@@ -167,6 +167,7 @@ class Ledger:
         if saved is not None:
             self._from_checkpoint(at, saved, strategy)
             self._checkpointed = at.round
+        passed_over = saved.passed_over if saved else ()
         heads: dict[str, UpdateHead] = {}
         for record in self.journal.records():
             header = record.header
@@ -199,7 +200,7 @@ class Ledger:
                 at.stored[head.device] = head
             elif record.kind == "commit":
                 self._replay(at, record, heads, strategy)
-        at.said = str(self.journal.recovered)
+        at.said = "; ".join([str(self.journal.recovered), *(f"passed over: {why}" for why in passed_over)])
         if self.mended:
             at.said += f"; rounds {self.mended} taken from their commits: updates are lost or fold otherwise"
         at.said += f"; round {at.round} with {len(at.stored)} of {len(at.assignments)} updates"

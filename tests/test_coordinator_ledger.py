@@ -183,6 +183,19 @@ def test_the_last_wish_of_operators_stands_after_a_restart_wherever_it_was_journ
     ledger.close()
 
 
+def test_a_checkpoint_that_is_passed_over_is_said(tmp_path: Path) -> None:
+    committed(tmp_path, 4)
+    ledger = Ledger(tmp_path, SPEC)
+    at = ledger.resume(strategy(), initial(SPEC)[0])
+    for at.round in (5, 6):
+        newest = ledger.checkpoint(at, strategy(), {}, force=True)
+    assert newest is not None
+    (newest / "model.safetensors").write_bytes(b"rubbish")
+    again = ledger.resume(strategy(), initial(SPEC)[0])
+    assert again.round == 5 and f"passed over: checkpoint {newest}: model.safetensors" in again.said
+    ledger.close()
+
+
 def test_a_checkpoint_of_the_same_round_again_drops_no_more_of_the_journal(tmp_path: Path) -> None:
     """As when a run ends right after a checkpoint was due: what the one before it needs stays."""
     committed(tmp_path, 4)
