@@ -9,7 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 STATES = ("idle", "ready", "training", "done", "offline", "declined", "quarantined")
-ALARMS = ("disk", "checkpoint", "history", "listener", "broker")  # what can go wrong without ending the coordinator
+# What can go wrong without ending the coordinator.
+ALARMS = ("disk", "checkpoint", "history", "versions", "listener", "broker", "budget")
 KINDS = 20  # kinds of refusals with a series of their own; the rest is "other"
 
 

@@ -347,10 +347,7 @@ class Coordinator:
 
     def _scored(self, one: Scored) -> None:
         self.history.score(one.round, one.at, one.scores)
-        try:
-            self.versions.score(one.round, one.scores)
-        except OSError as error:
-            self.alarms["versions"] = str(error)
+        self.versions.score(one.round, one.scores)
         self._speaker.want()
 
     def _say(self, *, force: bool = False) -> None:
@@ -359,7 +356,8 @@ class Coordinator:
             return
         if self.core.stuck and "budget" not in self.alarms:
             log.error("%s", self.core.stuck)
-        for name, trouble in (("history", self.history.problem), ("budget", self.core.stuck)):
+        found = {"history": self.history.problem, "versions": self.versions.problem, "budget": self.core.stuck}
+        for name, trouble in found.items():
             self.alarms.pop(name, None)
             if trouble:
                 self.alarms[name] = trouble

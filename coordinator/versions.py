@@ -63,6 +63,7 @@ class Versions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.known: dict[int, Version] = {}
+        self.problem = ""  # why scores are not on disk
         self.published: list[int] = []
         self._late: dict[int, dict[str, float]] = {}  # scores that came before their version was registered
         for version, plain in _read(folder / "scores.json", {}).items():
@@ -90,13 +91,16 @@ class Versions:
         scores = self._late.pop(version, {})
         self.known[version] = Version(version, time.time(), _digest(plain), loss, scores)
         self._thin()
-        self._write("scores.json", {str(v): asdict(one) for v, one in self.known.items()})
+        self._write_scores()
 
     def score(self, version: int, scores: Mapping[str, float]) -> None:
-        """What the evaluation said of a version, before or after it was registered."""
+        """What the evaluation said of a version, before or after it was registered; a full disk is a `problem`."""
         if version in self.known:
             self.known[version].scores = dict(scores)
-            self._write("scores.json", {str(v): asdict(one) for v, one in self.known.items()})
+            try:
+                self._write_scores()
+            except OSError as error:  # the next that are written bring these along
+                self.problem = str(error)
         else:
             self._late[version] = dict(scores)
             while len(self._late) > KEPT:
@@ -144,6 +148,10 @@ class Versions:
 
     def _path(self, version: int) -> Path:
         return self.folder / f"checkpoint-{version:08d}"
+
+    def _write_scores(self) -> None:
+        self._write("scores.json", {str(v): asdict(one) for v, one in self.known.items()})
+        self.problem = ""
 
     def _write(self, name: str, plain: object) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ import pytest
 
 from coordinator.checkpoint import latest
 from coordinator.history import History
+from coordinator.scorer import Scored
+from coordinator.versions import Versions
 from protocol.memory import MemoryBroker
 from tests.test_system_memory import coordinator, devices, until
 from tests.worlds import spec
@@ -93,6 +95,30 @@ def test_a_journal_that_cannot_be_compacted_is_an_alarm_until_it_can(tmp_path: P
     ballast.unlink()
     life._checkpoint(force=True)
     assert "checkpoint" not in life.alarms
+    life.ledger.close()
+    life.history.close()
+
+
+def test_scores_that_find_no_space_are_an_alarm_until_the_next_are_written(tmp_path: Path, full_disk: Path) -> None:
+    of, broker = spec(3), MemoryBroker()
+    (tmp_path / "run").mkdir()
+    life = coordinator(broker, tmp_path / "run", of, 2)
+    (tmp_path / "run" / "versions").symlink_to(full_disk, target_is_directory=True)
+    life._resume()
+    for round in (1, 2):
+        life.versions.register(round, life.blocks, {}, of, life.base, {})
+    ballast = fill(full_disk)
+    life._scored(Scored(1, 0.0, {"in_subject": 0.5}))
+    life._say(force=True)
+    assert "No space left" in life.alarms["versions"]
+    life._scored(Scored(3, 0.0, {"in_subject": 0.7}))  # not registered: nothing is written
+    life._say(force=True)
+    assert "versions" in life.alarms
+    ballast.unlink()
+    life._scored(Scored(2, 0.0, {"in_subject": 0.6}))
+    life._say(force=True)
+    assert "versions" not in life.alarms
+    assert Versions(tmp_path / "run" / "versions").known[1].scores == {"in_subject": 0.5}
     life.ledger.close()
     life.history.close()
 

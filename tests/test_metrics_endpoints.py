@@ -66,6 +66,14 @@ def test_a_fleet_is_scraped_in_prometheus_words() -> None:
         assert line in text
 
 
+def test_every_alarm_has_a_series_raised_or_not() -> None:
+    named = ("disk", "checkpoint", "history", "versions", "listener", "broker", "budget")
+    for raised in (None, *named):
+        text = scrape(fleet_after(1, alarms={raised: "no space"} if raised else {}))
+        for name in named:
+            assert f'relief_alarm{{alarm="{name}"}} {float(name == raised)}' in text
+
+
 def test_before_the_first_summary_there_is_nothing_to_scrape() -> None:
     assert scrape(FleetMetrics()) == ""
 

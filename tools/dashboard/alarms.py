@@ -86,6 +86,9 @@ def _disk(summary: dict[str, Any]) -> Iterator[Alarm]:
     known = {
         "disk": "Free space in the coordinator's folder: rounds continue by themselves, nothing is lost.",
         "checkpoint": "Free space in the coordinator's folder; until then a restart has more to replay.",
+        "history": "Free space in the coordinator's folder; what waits is written by itself.",
+        "versions": "Free space in the coordinator's folder; the next scores bring these along.",
+        "broker": "What it did not take is sent again. Raise max_packet_size there, or queue_bytes of [broker].",
         "budget": "Raise deadline, joules or bytes of [coordinator]; a device that changes is tried again by itself.",
         "listener": "Rounds go on without it. Look at that server or folder; metrics.jsonl has everything.",
     }
