@@ -265,11 +265,6 @@ class Journal:
                 return draft.body[start:] if size is None else draft.body[start : start + size]
             return self._place(position).read(start, size)
 
-    def verify(self, position: int) -> bool:
-        """Whether the record's whole body still has the checksum that it was written with."""
-        with self._state:
-            return position in self._drafts or self._place(position).sound()
-
     def _place(self, position: int) -> Place:
         try:
             return self._index[position]

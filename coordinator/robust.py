@@ -19,7 +19,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from coordinator.aggregation import Contribution, Divergence, Folded
+from coordinator.aggregation import Divergence, Folded
 from models.partition import Vector
 
 Doubles = npt.NDArray[np.float64]
@@ -163,11 +163,6 @@ class Sliced:
     samples: int
     steps: float
     read: Slice
-
-
-def sliced(contributions: Sequence[Contribution]) -> list[Sliced]:
-    """Contributions that are in memory, seen as ones that are read in pieces."""
-    return [Sliced(c.device, c.samples, c.steps, lambda a, b, d=c.delta: d[a:b]) for c in contributions]  # type: ignore[misc]
 
 
 def robust_fold(robust: Robust, size: int, cohort: Sequence[Sliced]) -> Folded | None:
