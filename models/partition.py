@@ -97,6 +97,27 @@ def partition(spec: ModelSpec) -> Partition:
     return Partition(spec, trainable, frozen)
 
 
+def resting(spec: ModelSpec, round: int) -> str:
+    """What the names of the tensors begin with that are not trained in this round; empty where all are.
+
+    B comes first: it is zero at the start, and with it the gradient of A.
+    """
+    if spec.mode is not Mode.LORA or spec.b_policy is not BPolicy.ALTERNATE:
+        return ""
+    return "fusion.lora_a" if round % 2 else "fusion.lora_b"
+
+
+def hidden(cut: Partition, name: str) -> dict[str, Vector]:
+    """block -> 0/1 per value: 0 in tensors whose names begin with `name`."""
+    masks = {}
+    for block in cut.blocks:
+        masks[block] = np.ones(cut.size(block), np.float32)
+        for tensor, view in cut.views(block, masks[block]).items():
+            if tensor.startswith(name):
+                view[...] = 0.0
+    return masks
+
+
 def _encoder(spec: ModelSpec, i: InputSpec) -> tuple[TensorSpec, ...]:
     tensors, inside = [], i.channels
     for layer, outside in enumerate(spec.widths):

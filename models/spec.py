@@ -23,7 +23,13 @@ class Mode(str, Enum):
 
 
 class BPolicy(str, Enum):
-    """What happens to the shared LoRA matrix B (facts: mean(B A_i) = B mean(A_i) only while B is common)."""
+    """What happens to the shared LoRA matrix B: mean(B A_i) = B mean(A_i) holds only while B is common.
+
+    AVERAGE    trained and averaged like everything else; the mean of the products is missed by a residual
+    FROZEN     a common orthonormal B that nobody trains
+    ALTERNATE  trained in odd rounds, while A rests; A in even ones, while B rests
+    CORRECTED  as AVERAGE, and the coordinator moves every A_m towards the mean of the products (coordinator.correction)
+    """
 
     AVERAGE = "average"
     FROZEN = "frozen"

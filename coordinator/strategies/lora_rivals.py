@@ -13,7 +13,7 @@ from coordinator.aggregation import Contribution, Folded
 from coordinator.strategies.base import Settings
 from coordinator.strategies.submodels import Part, SubModels, speed_of
 from coordinator.work import Member
-from models.partition import Vector
+from models.partition import Vector, hidden
 from models.spec import SHARED, ModelSpec
 
 
@@ -33,17 +33,6 @@ class _Masked(SubModels):
         mine = [masks[b] for b in (*member.owned, SHARED)]
         return Part(masks, False, 1.0, float(sum(m.sum() for m in mine) / sum(m.size for m in mine)))
 
-    def without(self, tensor: str) -> dict[str, Vector]:
-        """Masks that keep one kind of tensor as it is."""
-        masks = {}
-        for block in self.cut_.blocks:
-            mask = np.ones(self.cut_.size(block), np.float32)
-            for name, view in self.cut_.views(block, mask).items():
-                if name.startswith(tensor):
-                    view[...] = 0.0
-            masks[block] = mask
-        return masks
-
 
 class FedIT(_Masked):
     """A and B averaged like any weights (their product's mean differs from the product of their means)."""
@@ -59,7 +48,7 @@ class FFALoRA(_Masked):
     source = "arXiv 2403.12313"
 
     def chosen(self, member: Member, fastest: float) -> Mapping[str, Vector]:
-        return self.without("fusion.lora_a")
+        return hidden(self.cut_, "fusion.lora_a")
 
 
 class FediLoRA(_Masked):
@@ -91,7 +80,7 @@ class FedSALoRA(_Masked):
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         super().__init__(spec, settings)
-        self._mask = self.without(self.own)[SHARED]  # 0 where values are the device's own
+        self._mask = hidden(self.cut_, self.own)[SHARED]  # 0 where values are the device's own
         self._personal: dict[str, Vector] = {}  # device -> its own shared block
         self._offset: dict[str, Vector] = {}  # device -> where it started, seen from the global block
 
@@ -115,6 +104,6 @@ class FedSALoRA(_Masked):
 
     def part(self, round: int, member: Member, fastest: float) -> Part:
         part = super().part(round, member, fastest)
-        away = sum(float((1 - m).sum()) for m in self.without(self.own).values())
+        away = sum(float((1 - m).sum()) for m in hidden(self.cut_, self.own).values())
         mine = sum(part.masks[b].size for b in (*member.owned, SHARED))
         return Part(part.masks, False, 1.0, 1.0 - away / mine)

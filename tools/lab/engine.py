@@ -8,7 +8,7 @@ frozen blocks per round, those of frozen encoders for good.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.local import Local
-from models.partition import Partition, Vector, partition
+from models.partition import Partition, Vector, hidden, partition, resting
 from models.spec import SHARED, Mode, ModelSpec
 from tools.lab.stacked import Convolutions, layout_of
 
@@ -91,6 +91,7 @@ class Engine:
         for shape in self.shapes.values():
             shape.finish(self.cut, frozen or {}, self.resident)
         self.shared = layout_of(spec, self.cut.trainable[SHARED])
+        self._hidden: dict[str, dict[str, Vector]] = {}  # what rests -> masks
         self.frozen_b: Tensor | None = None
         if spec.mode is Mode.LORA and SHARED in self.cut.frozen:
             layout = layout_of(spec, self.cut.frozen[SHARED])
@@ -100,6 +101,7 @@ class Engine:
         """Every job's work, in the order of `jobs`. Jobs of the same local rule run together."""
         from tools.lab.lockstep import Stack
 
+        jobs = [self._resting(job) for job in jobs]
         works: dict[int, Work] = {}
         by_rule: dict[tuple[Local, int], list[int]] = {}
         for n, job in enumerate(jobs):
@@ -108,6 +110,16 @@ class Engine:
             for chunk in self._chunks(jobs, sorted(members, key=lambda n: -jobs[n].total)):
                 works.update(zip(chunk, Stack(self, [jobs[n] for n in chunk], local).run(), strict=True))
         return [works[n] for n in range(len(jobs))]
+
+    def _resting(self, job: Job) -> Job:
+        """The job with what rests in its round hidden."""
+        name = resting(self.spec, job.round)
+        if not name:
+            return job
+        if name not in self._hidden:
+            self._hidden[name] = hidden(self.cut, name)
+        masks = {b: mask * job.masks[b] if b in job.masks else mask for b, mask in self._hidden[name].items()}
+        return replace(job, masks=masks)
 
     def _chunks(self, jobs: Sequence[Job], members: Sequence[int]) -> list[list[int]]:
         chunks: list[list[int]] = []
