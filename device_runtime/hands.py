@@ -50,6 +50,7 @@ log = logging.getLogger("relief.device")
 class Hands:
     """`say` takes events for the agent and only enqueues; `restart` and `give_up` end the life, with a reason.
 
+    owned          modalities that this device has, whether they deliver now or not
     max_payload    bytes that the broker takes, once it is connected
     bytes_up       of all payloads so far
     """
@@ -60,6 +61,7 @@ class Hands:
         topics: Topics,
         transport: Transport,
         sensing: Sensing,
+        owned: tuple[str, ...],
         outbox: Outbox,
         agent: Agent,
         worker: Worker | None,
@@ -70,7 +72,7 @@ class Hands:
         give_up: Callable[[str], None],
     ) -> None:
         self._config, self._topics, self._transport = config, topics, transport
-        self._sensing, self._outbox, self._agent = sensing, outbox, agent
+        self._sensing, self._owned, self._outbox, self._agent = sensing, owned, outbox, agent
         self._worker, self._predictor = worker, predictor
         self._say, self._restart, self._give_up = say, restart, give_up
         self.max_payload = self.bytes_up = 0
@@ -103,7 +105,7 @@ class Hands:
     def _use_model(self, action: UseModel) -> None:
         log.info("model: %s, %s", action.spec.mode.value, ", ".join(action.spec.names))
         if self._worker:
-            self._worker.use_model(action.spec, self._sensing.modalities)
+            self._worker.use_model(action.spec, self._owned)
 
     @_do.register
     def _start(self, action: StartTraining) -> None:

@@ -117,8 +117,8 @@ class Runtime:
                 shelf=Shelf(self.config.folder), changed=lambda version: say(Released(version)),
             )  # fmt: skip
         self.hands = Hands(
-            self.config, self.topics, transport, sensing, self.outbox, self.agent, self.worker, self.predictor,
-            say=self._queue.put, restart=self._restart, give_up=self._give_up,
+            self.config, self.topics, transport, sensing, self.owned, self.outbox, self.agent, self.worker,
+            self.predictor, say=self._queue.put, restart=self._restart, give_up=self._give_up,
         )  # fmt: skip
         self._stirred, self._look_at = False, 0.0
         self._telemetry_at, self._health_at = math.inf, 0.0

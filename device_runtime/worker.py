@@ -83,14 +83,15 @@ class Worker:
         self._network: Network | None = None
         self._resident: ResidentFeatures | None = None
         self._bases: dict[str, bytes] = {}
+        self._owned: tuple[str, ...] = ()  # the model's modalities that this device has, silent ones included
         self._thread = threading.Thread(target=self._run, name="trainer", daemon=True)
         self._thread.start()
 
     # -- called by the runtime -------------------------------------------------------------------
 
-    def use_model(self, spec: ModelSpec, owned: Mapping[str, int]) -> None:
-        """Build the network of `spec` and measure how fast it is here."""
-        self._jobs.put(lambda: self._use_model(spec, tuple(owned)))
+    def use_model(self, spec: ModelSpec, owned: Sequence[str]) -> None:
+        """Build the network of `spec` and measure how fast it is here, also while what is `owned` does not deliver."""
+        self._jobs.put(lambda: self._use_model(spec, owned))
 
     def train(self, start: StartTraining, windows: Labelled) -> None:
         """Train; the end is told by TrainingDone or TrainingFailed."""
@@ -117,25 +118,25 @@ class Worker:
         while (job := self._jobs.get()) is not None and not self._closing:
             job()
 
-    def _use_model(self, spec: ModelSpec, owned: tuple[str, ...]) -> None:
+    def _use_model(self, spec: ModelSpec, owned: Sequence[str]) -> None:
         from device_runtime.features import ResidentFeatures
         from models.network import Network
 
         self._network, self._resident, self._bases = Network(spec), ResidentFeatures(), {}
         self.wire.forget()
         self.profile = Profile()
+        self._owned = tuple(m for m in spec.names if m in owned)
         self._problem = accelerator.problem(self._wish)
         if self._problem:
             log.error("%s", self._problem)
         if not self._joules.idle_watts:
             self._joules.measure_idle(IDLE)
-        here = [m for m in spec.names if m in owned]
-        if here and not self._problem:
-            self._calibrate(spec, here)
+        if self._owned and not self._problem:
+            self._calibrate(spec)
             self._tell_speed()
         self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
 
-    def _calibrate(self, spec: ModelSpec, here: Sequence[str]) -> None:
+    def _calibrate(self, spec: ModelSpec) -> None:
         """Measure the model wherever it may be trained, and train where it is fastest from now on."""
         from device_runtime.calibration import measure
 
@@ -143,7 +144,7 @@ class Worker:
         measured = {}
         for where in accelerator.candidates(self._wish):
             try:
-                measured[where] = measure(spec, here, where=where, share=self._share, stop=lambda: self._closing)
+                measured[where] = measure(spec, self._owned, where=where, share=self._share, stop=lambda: self._closing)
             except RuntimeError as error:  # a torch that was built for other GPUs, or one whose memory is full
                 self._problem = f"training on {where} is not possible: {str(error).splitlines()[0]}"
                 log.warning("%s", self._problem)
@@ -198,13 +199,13 @@ class Worker:
         if network is None:
             return answered(order, {}, "no model is known yet")
         spec = network.spec
-        here = tuple(m for m in spec.names if m in windows.x)
         if order.kind == "profile":
-            self._calibrate(spec, here)
+            self._calibrate(spec)
             self._tell_speed()
             speed = {b: {"forward": s.forward, "backward": s.backward} for b, s in self.profile.speed.items()}
             found = {"seconds_per_window": speed, "prediction_error": self.profile.median_error}
             return answered(order, {**found, "accelerator": self.accelerator}, self._problem)
+        here = tuple(m for m in spec.names if m in windows.x)
         needed = blocks(here, spec)
         lacking = [b for b in needed if b not in held]
         if lacking or not len(windows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ class Instant(Worker):
 
     _spec: ModelSpec
 
-    def use_model(self, spec: ModelSpec, owned: Mapping[str, int]) -> None:
+    def use_model(self, spec: ModelSpec, owned: Sequence[str]) -> None:
         self._spec = spec
         speed = dict.fromkeys(partition(spec).blocks, BlockSpeed(forward=1e-6, backward=1e-6))
         self._say(Profiled(speed))
