@@ -65,22 +65,22 @@ class Features:
 
 
 class ResidentFeatures:
-    """Features that outlive a round: one `Features` per modality, thrown away when its frozen base changes."""
+    """Features that outlive a round: one `Features` per modality, thrown away when what they are made of changes."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[object, Features]] = {}
 
-    def of(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> Features:
-        """The features of `name` under frozen weights `base` (trainer.kind), aligned to these windows."""
+    def of(self, name: str, kind: object, ids: npt.NDArray[np.int64]) -> Features:
+        """The features of `name` of this `kind` (trainer.kind), aligned to these windows."""
         known = self._kept.get(name)
-        if known is None or known[0] != base:
-            known = self._kept[name] = (base, Features())
+        if known is None or known[0] != kind:
+            known = self._kept[name] = (kind, Features())
         known[1].align(ids)
         return known[1]
 
-    def lacking(self, name: str, base: object, ids: npt.NDArray[np.int64]) -> int:
+    def lacking(self, name: str, kind: object, ids: npt.NDArray[np.int64]) -> int:
         """How many of these windows would have to be encoded."""
         known = self._kept.get(name)
-        if known is None or known[0] != base:
+        if known is None or known[0] != kind:
             return len(ids)
         return int((~np.isin(ids, known[1].known)).sum())

@@ -62,9 +62,9 @@ def never() -> bool:
     return False
 
 
-def kind(base: object, local: Local, where: str) -> tuple[object, bool, str]:
-    """What features of a frozen encoder depend on besides the windows: its weights, the precision, the processor."""
-    return base, local.double, where
+def kind(made_of: object, local: Local, where: str) -> tuple[object, bool, str]:
+    """What a frozen encoder's features depend on besides raw windows: `made_of`, the precision, the processor."""
+    return made_of, local.double, where
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
     round: int,
     stop: Callable[[], bool] = never,
     resident: ResidentFeatures | None = None,
-    base_of: Mapping[str, object] | None = None,
+    made_of: Mapping[str, object] | None = None,
     window_ids: npt.NDArray[np.int64] | None = None,
     progress: Progress | None = None,
     resume: State | None = None,
@@ -89,14 +89,14 @@ def train(
     y          (N,) class indices
     stop       asked before every step: True ends training there, with `partial` set
     resident   features of frozen encoders kept across rounds (lora without encoder adapters), told apart by
-               `base_of` (modality -> digest of its frozen weights) and `window_ids`
+               `made_of` (modality -> its frozen weights and how its windows were normalised) and `window_ids`
     progress   where training is kept from time to time and when it is stopped; `resume` goes on from there
     With `local.zero_fill` every modality of the model is present, absent ones as zeros. Raises TrainingError.
     """
     run = _Run(network, x, y, steps, local, device, round)
     if run.resident_encoders and resident is not None:
         ids = window_ids if window_ids is not None else np.arange(run.windows)
-        run.cache = {m: resident.of(m, kind((base_of or {}).get(m), local, y.device.type), ids) for m in run.present}
+        run.cache = {m: resident.of(m, kind((made_of or {}).get(m), local, y.device.type), ids) for m in run.present}
     started, computed_before = time.perf_counter(), {m: f.computed for m, f in run.cache.items()}
     before = resume.seconds if resume else 0.0
     partial = False

@@ -233,9 +233,9 @@ class Worker:
             log.info("round %d: goes on at step %d, where it was stopped", a.round, resume.step)
         budget = self._budget(start, resume.seconds if resume else 0.0)
         assert self._resident is not None  # made with the network
+        made_of = self._made_of(start)
         lacking = {
-            m: self._resident.lacking(m, kind(self._bases.get(m), local, self._where), windows.ids)
-            for m in start.present
+            m: self._resident.lacking(m, kind(made_of[m], local, self._where), windows.ids) for m in start.present
         }
         predicted = self.profile.seconds(network.spec, start.present, a.steps, local, len(windows), lacking)
         trained = train(
@@ -250,7 +250,7 @@ class Worker:
             progress=self._progress,
             resume=resume,
             resident=self._resident,
-            base_of=dict(self._bases),
+            made_of=made_of,
             window_ids=windows.ids,
         )
         if not trained.partial and not resume:
@@ -289,6 +289,14 @@ class Worker:
             network.load(block, held.vector, base=base)
             if base:
                 self._bases[block] = held.manifest.digest
+
+    def _made_of(self, start: StartTraining) -> dict[str, object]:
+        """Modality -> what tells its frozen features apart: the encoder's base, and the normalisation it was fed by.
+
+        The fleet's normalisation is renewed while its data grow.
+        """
+        said = {m: start.blocks[m].manifest for m in start.present}
+        return {m: (self._bases.get(m), tuple(s.center), tuple(s.width)) for m, s in said.items()}
 
     def _update(self, start: StartTraining, trained: Trained, samples: int) -> Update:
         a, spent = start.assignment, self._joules.spent(trained.seconds)

@@ -188,7 +188,7 @@ def test_a_block_that_stops_early_is_cached_with_the_weights_it_ended_with():
 
 def test_frozen_encoders_are_run_once_for_good():
     resident, x_y, base = ResidentFeatures(), windows(NAMES), dict.fromkeys(NAMES, b"1")
-    more = {"resident": resident, "base_of": base, "window_ids": np.arange(20)}
+    more = {"resident": resident, "made_of": base, "window_ids": np.arange(20)}
     steps, local = {"chest": 10, SHARED: 10}, Local(batch=8)
     _, first = run(LORA, NAMES, steps, local, **more)
     _, second = run(LORA, NAMES, steps, local, **more)
@@ -201,7 +201,7 @@ def test_frozen_encoders_are_run_once_for_good():
     moved = train(net, *x_y, steps, local, device="d1", round=7, **(more | {"window_ids": np.arange(5, 25)}))
     assert moved.computed == dict.fromkeys(NAMES, 5)
     # Another base model: everything again.
-    _, anew = run(LORA, NAMES, steps, local, **(more | {"base_of": base | {"ecg": b"2"}}))
+    _, anew = run(LORA, NAMES, steps, local, **(more | {"made_of": base | {"ecg": b"2"}}))
     assert anew.computed["ecg"] == 20
 
 
