@@ -20,7 +20,7 @@ from device_runtime.assignments import BASE
 from device_runtime.downloads import Held
 from device_runtime.inference import DEFAULT, Engine, Refused
 from device_runtime.inference_config import InferenceConfig
-from device_runtime.sensing import Labelled
+from device_runtime.sensing import Labelled, recognised
 from device_runtime.shelf import Shelf
 from models import kit as kits
 from models.kit import KitError, Scale
@@ -285,9 +285,10 @@ class Predictor:
     def _judged(self, engine: Engine | None, windows: Labelled) -> tuple[dict[str, Any], str]:
         if engine is None:
             return {}, self.problem
+        classes = engine.kit.spec.classes
+        windows = recognised(windows, classes)
         if not len(windows):
             return {}, "there are no labelled windows to judge by"
-        classes = engine.kit.spec.classes
         confusion = np.zeros((classes, classes), np.int64)
         x = {m: values for m, values in windows.x.items() if m in self._owned}
         for begin in range(0, len(windows), _BATCH):
@@ -295,7 +296,7 @@ class Predictor:
             try:
                 said = engine.predict(part, self._now.scale).classes
                 np.add.at(confusion, (windows.y[begin : begin + _BATCH], said), 1)
-            except (KeyError, ValueError, IndexError) as error:  # windows or labels that are not the model's
+            except (KeyError, ValueError) as error:  # windows that are not the model's
                 return {}, str(error)
         values = {
             "windows": len(windows),

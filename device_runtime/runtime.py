@@ -29,6 +29,7 @@ from device_runtime.events import (
     Released,
     SensorsChanged,
     Tick,
+    UseModel,
 )
 from device_runtime.hands import Hands
 from device_runtime.listen import heard
@@ -37,7 +38,7 @@ from device_runtime.notify import Notify
 from device_runtime.outbox import Outbox
 from device_runtime.power import Limits
 from device_runtime.progress import Progress
-from device_runtime.sensing import Sensing, scale
+from device_runtime.sensing import Sensing, recognised, scale
 from device_runtime.shelf import Shelf
 from device_runtime.slots import RESTART, confirm
 from device_runtime.worker import Worker, torch_is_here
@@ -79,6 +80,7 @@ class Runtime:
         self.outbox = Outbox(self.config.folder / "outbox", self.config.outbox_bytes)
         self.bytes_down = 0
         self.trouble = ""  # why the connection was last lost
+        self.unrecognised = 0  # windows at hand whose label is none of the model's classes
         self.began = time.monotonic()
         self._transport, self._sensing = transport, sensing
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -223,6 +225,8 @@ class Runtime:
                 self.hands.once(f"{error}")  # what was not taken is sent again by the agent's own plan
             except ProtocolError as error:
                 self._refuse(str(error))
+            if isinstance(action, UseModel):
+                self._stirred = True  # which windows count depends on its classes
 
     def _received(self, message: Received) -> None:
         self.bytes_down += len(message.payload)
@@ -247,7 +251,12 @@ class Runtime:
     def _look(self, now: float) -> None:
         """Tell the agent what the sensors have, at most twice a second however fast windows come."""
         self._stirred, self._look_at = False, now + STIR_PAUSE
-        windows = self._sensing.labelled()
+        windows = held = self._sensing.labelled()
+        if model := self.agent.model:
+            windows = recognised(held, model.classes)
+            self.unrecognised = len(held) - len(windows)
+            if self.unrecognised:
+                self.hands.once(f"windows with a label beyond the model's {model.classes} classes are left out")
         self._tell(SensorsChanged(self._sensing.modalities, len(windows), scale(windows)))
 
     def _report(self) -> None:

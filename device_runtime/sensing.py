@@ -38,6 +38,14 @@ class Labelled:
         return len(self.y)
 
 
+def recognised(windows: Labelled, classes: int) -> Labelled:
+    """Those whose label is one of the model's `classes`: a slip in one label must not cost the other windows."""
+    ours = windows.y < classes
+    if ours.all():
+        return windows
+    return Labelled({name: x[ours] for name, x in windows.x.items()}, windows.y[ours], windows.ids[ours])
+
+
 class Sensing(Protocol):
     """What the runtime asks of whatever delivers windows. `changed` is called from its thread and only enqueues."""
 

@@ -24,6 +24,8 @@ def values(runtime: Runtime) -> dict[str, Any]:
         "bytes_down": runtime.bytes_down,
         "counts": dict(runtime.agent.counts),
     }
+    if runtime.unrecognised:
+        found["windows_unrecognised"] = runtime.unrecognised
     found |= power(runtime) | runtime.sensors
     if runtime.predictor:
         found |= runtime.predictor.values()

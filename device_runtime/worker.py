@@ -21,7 +21,7 @@ from device_runtime.orders import answered, evaluated
 from device_runtime.profiler import Outcome, Profile
 from device_runtime.progress import Progress, key_of
 from device_runtime.quota import Busy
-from device_runtime.sensing import Labelled, normalised
+from device_runtime.sensing import Labelled, normalised, recognised
 from device_runtime.wire import Wire
 from models.local import Local
 from models.spec import ModelSpec
@@ -99,7 +99,7 @@ class Worker:
 
     def obey(self, order: Order, held: Mapping[str, Held], windows: Labelled) -> None:
         """Carry out an order of kind profile or evaluate; the end is told by OrderDone."""
-        self._jobs.put(lambda: self._say(self._carried_out(order, held, windows)))
+        self._jobs.put(lambda: self._say(self._answer(order, held, windows)))
 
     def cancel(self, assignment: str) -> None:
         """Stop this training at the next step border."""
@@ -119,6 +119,14 @@ class Worker:
             job()
 
     def _use_model(self, spec: ModelSpec, owned: Sequence[str]) -> None:
+        self._network, self._problem = None, ""  # nothing may be trained on the model before
+        try:
+            self._take_up(spec, owned)
+        except Exception as error:  # as in `_train`
+            self._problem = f"this model cannot be trained here: {_said(error)}"
+            log.error("%s", self._problem)
+
+    def _take_up(self, spec: ModelSpec, owned: Sequence[str]) -> None:
         from device_runtime.features import ResidentFeatures
         from models.network import Network
 
@@ -126,20 +134,20 @@ class Worker:
         self.wire.forget()
         self.profile = Profile()
         self._owned = tuple(m for m in spec.names if m in owned)
-        self._problem = accelerator.problem(self._wish)
-        if self._problem:
-            log.error("%s", self._problem)
         if not self._joules.idle_watts:
             self._joules.measure_idle(IDLE)
-        if self._owned and not self._problem:
+        if self._owned:
             self._calibrate(spec)
-            self._tell_speed()
         self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
 
     def _calibrate(self, spec: ModelSpec) -> None:
         """Measure the model wherever it may be trained, and train where it is fastest from now on."""
         from device_runtime.calibration import measure
 
+        self._problem = accelerator.problem(self._wish)
+        if self._problem:
+            log.error("%s", self._problem)
+            return
         accelerator.exact()
         measured = {}
         for where in accelerator.candidates(self._wish):
@@ -156,6 +164,7 @@ class Worker:
             log.info("microseconds per window of a training step: %s", each)
         self._settle(accelerator.faster(measured))
         self.profile.observe(measured[self._where])
+        self._tell_speed()
 
     def _settle(self, where: str) -> None:
         """Train there from now on; what is kept elsewhere is of no use."""
@@ -170,12 +179,14 @@ class Worker:
         self._say(Profiled(dict(self.profile.speed), self.accelerator))
 
     def _train(self, start: StartTraining, windows: Labelled) -> None:
-        from device_runtime.trainer import TrainingError
-
         a = start.assignment
         try:
+            network = self._network
+            if network is None or self._problem:
+                raise ValueError(self._problem or "no model is known yet")
+            windows = recognised(windows, network.spec.classes)
             with self.busy.work():
-                trained = self._trained(start, windows)
+                trained = self._trained(network, start, windows)
             if self._closing:
                 return  # what was done is kept for the next life
             if not trained.deltas:
@@ -185,14 +196,18 @@ class Worker:
                 self._say(TrainingDone(a.id, self._update(start, trained, len(windows))))
                 self._tell_speed()
                 self._say(Power(self._joules.source, self._joules.watts, self._joules.idle_watts))
-        except (TrainingError, ValueError) as error:
-            self._say(TrainingFailed(a.id, str(error)))
         except Exception as error:  # whatever torch raises must not end the thread: the device declines and lives on
-            self._say(TrainingFailed(a.id, f"{type(error).__name__}: {error}"))
+            self._say(TrainingFailed(a.id, _said(error)))
         finally:
             self._cancelled.discard(a.id)
             if not self._closing:
                 self._progress.clear()
+
+    def _answer(self, order: Order, held: Mapping[str, Held], windows: Labelled) -> OrderDone:
+        try:
+            return self._carried_out(order, held, windows)
+        except Exception as error:  # as in `_train`
+            return answered(order, {}, _said(error))
 
     def _carried_out(self, order: Order, held: Mapping[str, Held], windows: Labelled) -> OrderDone:
         network = self._network
@@ -201,29 +216,24 @@ class Worker:
         spec = network.spec
         if order.kind == "profile":
             self._calibrate(spec)
-            self._tell_speed()
             speed = {b: {"forward": s.forward, "backward": s.backward} for b, s in self.profile.speed.items()}
             found = {"seconds_per_window": speed, "prediction_error": self.profile.median_error}
             return answered(order, {**found, "accelerator": self.accelerator}, self._problem)
+        windows = recognised(windows, spec.classes)
         here = tuple(m for m in spec.names if m in windows.x)
         needed = blocks(here, spec)
         lacking = [b for b in needed if b not in held]
         if lacking or not len(windows):
             return answered(order, {}, f"blocks {lacking} are not here" if lacking else "there are no labelled windows")
-        try:
-            self._load(network, {b: held[b] for b in needed}, double=False)
-            return answered(order, evaluated(network, held, windows, here))
-        except ValueError as error:
-            return answered(order, {}, str(error))
+        self._load(network, {b: held[b] for b in needed}, double=False)
+        return answered(order, evaluated(network, held, windows, here))
 
-    def _trained(self, start: StartTraining, windows: Labelled) -> Trained:
+    def _trained(self, network: Network, start: StartTraining, windows: Labelled) -> Trained:
         import torch
 
         from device_runtime.trainer import kind, train
 
-        a, network = start.assignment, self._network
-        if network is None or self._problem:
-            raise ValueError(self._problem or "no model is known yet")
+        a = start.assignment
         torch.set_num_threads(1)  # each thread has its own count
         local = Local.from_dict(a.training)
         self._load(network, start.blocks, double=local.double)
@@ -328,3 +338,10 @@ class Worker:
             joules=spent.total,
             power_source=spent.source,
         )
+
+
+def _said(error: Exception) -> str:
+    """What an error says; whose text was not written for this device's owner, by its name."""
+    from device_runtime.trainer import TrainingError
+
+    return str(error) if isinstance(error, (TrainingError, ValueError)) else f"{type(error).__name__}: {error}"

@@ -1,11 +1,10 @@
-"""The thread that computes: it measures what the device owns, and nothing that it is asked for ends it."""
+"""The thread that computes: what it makes of rounds and orders, and that nothing it is asked for ends it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,27 +14,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from device_runtime import accelerator, calibration  # noqa: E402  torch is looked for first
-from device_runtime.config import DeviceConfig, Settings  # noqa: E402
+from device_runtime import calibration  # noqa: E402  torch is looked for first
 from device_runtime.downloads import Held  # noqa: E402
-from device_runtime.events import StartTraining, TrainingDone, TrainingFailed  # noqa: E402
+from device_runtime.events import OrderDone, StartTraining, TrainingDone, TrainingFailed  # noqa: E402
 from device_runtime.joules import ConfiguredWatts  # noqa: E402
-from device_runtime.live import LiveSensing  # noqa: E402
 from device_runtime.progress import Progress  # noqa: E402
-from device_runtime.runtime import Runtime  # noqa: E402
 from device_runtime.sensing import Labelled  # noqa: E402
-from device_runtime.sensors_config import LiveConfig, SensorConfig  # noqa: E402
 from device_runtime.worker import Worker  # noqa: E402
 from models.local import Local  # noqa: E402
 from models.partition import initial  # noqa: E402
 from models.spec import InputSpec, Mode, ModelSpec  # noqa: E402
-from protocol.config import BrokerConfig  # noqa: E402
-from protocol.memory import MemoryBroker, MemoryTransport  # noqa: E402
-from protocol.messages import Assignment, CoordinatorState, Manifest, Status, Update, decode  # noqa: E402
-from protocol.topics import Topics  # noqa: E402
-from protocol.transport import Received  # noqa: E402
-from sensors.recording import Modality  # noqa: E402
-from tests.test_live_source import Script  # noqa: E402
+from protocol.messages import Assignment, Manifest, Order, Report, Update  # noqa: E402
 
 SPEC = ModelSpec((InputSpec("hand", 1, 10), InputSpec("chest", 1, 10)), classes=3, widths=(4,), bins=2, fusion=8)
 LORA = ModelSpec(SPEC.inputs, classes=3, widths=(4,), bins=2, fusion=8, mode=Mode.LORA)
@@ -87,6 +76,13 @@ class Trainer:
         assert isinstance(event, TrainingDone), event
         return event.update
 
+    def obey(self, kind: str, blocks: dict[str, Held], sensed: Labelled) -> Report:
+        """What an order is answered."""
+        self.worker.obey(Order(id="o", kind=kind), blocks, sensed)
+        event = self.next(OrderDone)
+        assert isinstance(event, OrderDone)
+        return event.report
+
 
 @pytest.fixture
 def hired(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
@@ -101,48 +97,6 @@ def hired(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
         assert one.worker.close(20)
 
 
-@pytest.fixture
-def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that is the CPU: what is measured on it is measured here."""
-    real = calibration.measure
-    monkeypatch.setattr(calibration, "measure", lambda *a, where, **more: real(*a, where="cpu", **more))
-    monkeypatch.setattr(accelerator, "problem", lambda wish: "")
-    monkeypatch.setattr(accelerator, "name", lambda where: where)
-
-
-def test_a_device_whose_sensors_are_silent_yet_measures_what_it_owns_where_it_is_told_to(
-    one_gpu: None, tmp_path: Path
-) -> None:
-    sensor = SensorConfig(kind="serial", where="/dev/a", modalities={"hand": ("0",)}, rate_hz=50)
-    live = LiveConfig(sensors=(sensor,), rate_hz=25.0, window_s=0.4)
-    config = DeviceConfig(id="d", live=live, accelerator="cuda", power=(), state=tmp_path, telemetry=0)
-    broker, topics = MemoryBroker(), Topics("f")
-    coordinator, heard = MemoryTransport(broker, "c"), queue.SimpleQueue()
-    coordinator.open(heard.put)
-    coordinator.subscribe(topics.device("d", "status"))
-    state = CoordinatorState(online=True, boot="c", epoch=1, model=SPEC.to_dict())
-    coordinator.publish(topics.coordinator("state"), state.encode(), retain=True)
-    silent = Script(Modality("hand", ("x",), "m/s2", 50.0))
-    runtime = Runtime(
-        Settings(fleet="f", broker=BrokerConfig(transport="memory"), device=config),
-        MemoryTransport(broker, "d"),
-        LiveSensing([lambda: silent], live, subject="d"),
-    )
-    thread = threading.Thread(target=runtime.run)
-    thread.start()
-    try:
-        told = Status(online=False, boot="")
-        while not told.speed:
-            event = heard.get(timeout=30)
-            if isinstance(event, Received):
-                told = decode(Status, event.payload)
-        assert (dict(told.modalities), set(told.speed), told.accelerator) == ({}, {"hand", "shared"}, "cuda")
-    finally:
-        runtime.stop()
-        thread.join(20)
-        coordinator.close()
-
-
 # -- features that outlive a round ---------------------------------------------------------------------------
 
 
@@ -153,3 +107,53 @@ def test_a_renewed_normalisation_trains_on_features_that_are_made_anew(hired: Ca
     assert second.loss == pytest.approx(first.loss, rel=1e-6)
     for block, work in first.blocks.items():
         np.testing.assert_array_equal(second.blocks[block].delta.array(), work.delta.array())
+
+
+# -- whatever is asked for -----------------------------------------------------------------------------------
+
+
+def test_a_device_measures_itself_by_order_while_no_sensor_delivers(hired: Callable[..., Trainer]) -> None:
+    one = hired()
+    report = one.obey("profile", {}, Labelled({}, np.empty(0, np.int64), np.empty(0, np.int64)))
+    assert report.ok, report.reason
+    assert set(report.values["seconds_per_window"]) == {"hand", "shared"}
+
+
+def test_a_label_that_the_model_does_not_know_costs_its_own_window_only(hired: Callable[..., Trainer]) -> None:
+    one, good = hired(), windows(39)
+    slip = Labelled(
+        {"hand": np.concatenate([windows().x["hand"][:1], good.x["hand"]])}, np.append(3, good.y), np.arange(-1, 39)
+    )
+    report = one.obey("evaluate", held(SPEC), slip)
+    assert report.ok, report.reason
+    assert np.sum(report.values["confusion"]) == report.values["windows"] == 39
+    with_it, without = one.round(1, held(SPEC), slip), one.round(1, held(SPEC), good)
+    assert (with_it.samples, with_it.loss) == (39, without.loss)
+
+
+def test_an_order_that_fails_is_answered_and_the_next_one_is_carried_out(
+    hired: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*args: object) -> None:
+        raise MemoryError("nothing left")
+
+    one = hired()
+    with monkeypatch.context() as patched:
+        patched.setattr("device_runtime.worker.evaluated", out_of_memory)
+        assert one.obey("evaluate", held(SPEC), windows()).reason == "MemoryError: nothing left"
+    assert one.obey("evaluate", held(SPEC), windows()).ok
+
+
+def test_a_model_that_cannot_be_used_is_declined_with_the_reason_until_another_comes(
+    hired: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **more: object) -> None:
+        raise MemoryError("nothing left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(calibration, "measure", fails)
+        one = hired()
+        with pytest.raises(AssertionError, match="cannot be trained here: MemoryError: nothing left"):
+            one.round(1, held(SPEC), windows())
+    one.worker.use_model(SPEC, ("hand",))
+    assert one.round(2, held(SPEC), windows()).samples == 40
