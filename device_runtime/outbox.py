@@ -127,7 +127,9 @@ class Outbox:
         self.problem = ""
 
     def secure(self) -> None:
-        """Make what is in files durable against a power cut; whoever owns the outbox calls it now and then."""
+        """Write what found no room before, and make all durable; whoever owns the outbox calls it now and then."""
+        if self._memory:
+            self.flush()
         if not self._unsynced:
             return
         try:

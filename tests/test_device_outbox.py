@@ -176,6 +176,19 @@ def test_a_full_disk_is_told_and_the_update_stays_in_memory_until_there_is_room(
     assert {e.update for e in Outbox(small_disk / "box").entries} == {"u", "v"}
 
 
+def test_an_update_is_written_when_there_is_room_again_though_no_other_comes(small_disk):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"\0" * 200_000)
+    box = Outbox(small_disk / "box")
+    box.put("u", "1.1", b"x" * 100_000)
+    box.secure()
+    assert "No space left on device" in box.problem
+    ballast.unlink()
+    box.secure()
+    assert box.problem == ""
+    assert Outbox(small_disk / "box").body("u") == b"x" * 100_000
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     box = Outbox(tmp_path / "file" / "outbox")
