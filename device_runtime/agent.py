@@ -74,7 +74,8 @@ class Agent:
     birth      what is known at the start: boot id, tier, runtime version, whether it can train
     kept       updates that an earlier life left in the outbox: (update id, assignment id)
     jitter     draws from [0, 1): spreads a fleet's repeats
-    uses_blocks    False where this device neither trains nor predicts: then none is downloaded
+    predicts       the modalities of its inference, which is by whole sets of blocks, whether they deliver or not;
+                   empty where there is none. A device that neither trains nor predicts downloads no block
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class Agent:
         birth: Status,
         *,
         jitter: Callable[[], float],
-        uses_blocks: bool = True,
+        predicts: Iterable[str] = (),
         kept: Iterable[tuple[str, str]] = (),
     ) -> None:
         self.fleet, self.device = fleet, device
-        self._birth, self._uses_blocks = Birth(birth), uses_blocks
+        self._birth, self._predicts = Birth(birth), frozenset(predicts)
+        self._uses_blocks = birth.can_train or bool(self._predicts)
         self.downloads = Downloads()
         self.counts: Counter[str] = Counter()
         self.model: ModelSpec | None = None
@@ -103,7 +105,6 @@ class Agent:
         self._everything = False  # blocks of modalities that we do not own are needed too
         self._following = Following(fleet, self.downloads)
         self._decline = ""
-        self._owned = set(birth.modalities)  # silent sensors included
         self._fetching = Fetching(fleet, self.downloads, self._following)
 
     @property
@@ -232,12 +233,11 @@ class Agent:
         version = event.args["version"]
         if not isinstance(version, int) or version < 1:
             raise Malformed("Order", "args.version: a version is a number from 1 on")
-        if self.model is None or not self._uses_blocks:
+        if self.model is None or not self._predicts:
             why = "this device does not predict" if self.model else "no coordinator has said yet what the model is"
             report = Report(id=event.id, kind=event.kind, ok=False, reason=why)
             return [Publish(self.fleet.device(self.device, "report"), report)]
-        owned = (*(m for m in self.model.names if m in self._owned), SHARED)
-        return self._fetching.begin(event, version, owned)
+        return self._fetching.begin(event, version, (*(m for m in self.model.names if m in self._predicts), SHARED))
 
     @_on.register
     def _label(self, event: Label, now: float) -> list[Action]:
@@ -357,7 +357,6 @@ class Agent:
 
     @_on.register
     def _sensors(self, event: SensorsChanged, now: float) -> list[Action]:
-        self._owned |= set(event.modalities)
         if not self._birth.sensed(event, now) or not self.connected:
             return []
         filters = self._manifest_filters()
@@ -395,7 +394,7 @@ class Agent:
         """Names of the blocks and bases that this device computes with."""
         if self.model is None or not self._uses_blocks:
             return ()
-        names = self.model.names if self._everything else tuple(self.status.modalities)
+        names = self.model.names if self._everything else {*self.status.modalities, *self._predicts}
         here = assignments.blocks(tuple(m for m in self.model.names if m in names), self.model)
         return (*here, *self._fetching.names)
 

@@ -92,9 +92,13 @@ class LiveSensing:
         )
 
     def latest(self) -> tuple[float, float, dict[str, Floats]] | None:
-        """Start, end and windows (1, channels, samples) of the newest stretch of the present sensors, for inference."""
+        """Start, end and windows (1, channels, samples) of the newest stretch of the present sensors, for inference.
+
+        None until something has come since the last sensor came or went: what its ring holds may be hours old.
+        """
         with self._lock:
-            ring = self._rings.get(self._current)
+            names = next(reversed(self._rings), ())
+            ring = self._rings[names] if names and names == self._current else None
         return ring.latest() if ring else None
 
     def told(self) -> dict[str, Any]:
@@ -137,7 +141,7 @@ class LiveSensing:
             ring = self._rings.pop(self._current, None) or self._new_ring(present)
             self._rings[self._current] = ring
             self._pushed[self._current] = time.monotonic()
-        ring.push(samples)
+            ring.push(samples)
 
     def _settle(self) -> None:
         """Cut what rings still hold back for late labels once their time has passed; tell of new windows."""

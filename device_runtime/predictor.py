@@ -193,7 +193,7 @@ class Predictor:
             self._work(engine)
             self._take_offer(engine)
             newest = self._latest()
-            if newest is None or newest[1] <= last_end or not newest[2]:
+            if newest is None or newest[1] == last_end or not newest[2]:
                 continue
             last_end = newest[1]
             self._predict(engine, *newest)

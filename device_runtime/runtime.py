@@ -107,10 +107,8 @@ class Runtime:
             power_source=self.joules.source,
         )
         kept = [(e.update, e.assignment) for e in self.outbox.entries]
-        infers = self.config.inference is not None
-        self.agent = Agent(
-            self.topics, self.config.id, birth, jitter=random.random, uses_blocks=trains or infers, kept=kept
-        )
+        predicts = self.owned if self.config.inference else ()
+        self.agent = Agent(self.topics, self.config.id, birth, jitter=random.random, predicts=predicts, kept=kept)
         self.predictor = None
         if self.config.inference:
             say = self._queue.put

@@ -56,9 +56,9 @@ LORA = ModelSpec((InputSpec("chest", 3, 24), InputSpec("wrist", 3, 24)), classes
 FLEET = Topics("f")
 
 
-def agent(boot="b1", owned=("wrist",), *, windows=10, can_train=True, kept=()) -> Agent:
+def agent(boot="b1", owned=("wrist",), *, windows=10, can_train=True, kept=(), predicts=()) -> Agent:
     birth = Status(online=True, boot=boot, modalities=dict.fromkeys(owned, 3), windows=windows, can_train=can_train)
-    return Agent(FLEET, "d1", birth, jitter=lambda: 0.5, kept=kept)
+    return Agent(FLEET, "d1", birth, jitter=lambda: 0.5, kept=kept, predicts=predicts)
 
 
 def state(boot="c1", epoch=1, spec=FULL, online=True) -> CoordinatorState:
@@ -641,7 +641,7 @@ def test_no_order_of_events_trains_an_assignment_twice_or_loses_an_update(data):
 
 
 def test_a_registered_version_is_fetched_whole_under_its_own_names_and_then_adopted():
-    a = ready(agent())
+    a = ready(agent(predicts=("wrist",)))
     order = Order(id="o1", kind="adopt", args={"version": 12})
     (asked,) = feed(a, order)
     assert set(asked.filters) == {FLEET.manifest("wrist.v12"), FLEET.manifest("shared.v12")}
@@ -656,7 +656,7 @@ def test_a_registered_version_is_fetched_whole_under_its_own_names_and_then_adop
 
 
 def test_chunks_before_manifests_a_reconnect_and_a_newer_order_do_not_confuse_an_adoption():
-    a = ready(agent())
+    a = ready(agent(predicts=("wrist",)))
     feed(a, Order(id="o1", kind="adopt", args={"version": 12}))
     deliver(a, "wrist.v12", version=3)
     feed(a, Order(id="o2", kind="adopt", args={"version": 13}))
@@ -672,7 +672,7 @@ def test_chunks_before_manifests_a_reconnect_and_a_newer_order_do_not_confuse_an
 
 
 def test_a_sensor_that_appears_while_a_version_is_on_its_way_does_not_hold_it_up():
-    a = ready(agent())
+    a = ready(agent(predicts=("wrist",)))
     feed(a, Order(id="o1", kind="adopt", args={"version": 12}))
     feed(a, SensorsChanged({"wrist": 3, "chest": 3}, 10, {}))
     (adopt,) = of(Adopt, deliver(a, "wrist.v12", "shared.v12", version=3))
@@ -680,7 +680,7 @@ def test_a_sensor_that_appears_while_a_version_is_on_its_way_does_not_hold_it_up
 
 
 def test_an_adoption_that_cannot_be_is_answered_and_one_without_a_version_means_the_newest():
-    a = agent()
+    a = agent(predicts=("wrist",))
     (report,) = declined(feed(a, Order(id="o1", kind="adopt", args={"version": 12})))
     assert (report.id, report.ok) == ("o1", False)
     assert "no coordinator" in report.reason
@@ -689,6 +689,30 @@ def test_an_adoption_that_cannot_be_is_answered_and_one_without_a_version_means_
     for wrong in (0, -1, "12", None, [12], 1.5):
         assert not of(Adopt, feed(a, Order(id="o3", kind="adopt", args={"version": wrong})))
     assert a.counts["refused messages"] == 6
+
+
+def test_a_device_that_only_trains_has_nothing_to_adopt_with():
+    (report,) = declined(feed(ready(agent()), Order(id="o1", kind="adopt", args={"version": 12})))
+    assert report.reason == "this device does not predict"
+
+
+def test_inference_follows_what_it_owns_also_while_a_sensor_is_silent():
+    a = agent(owned=("wrist",), predicts=("wrist", "chest"))
+    followed = [f for s in of(Subscribe, feed(a, Connected(1 << 20), state())) for f in s.filters]
+    assert {FLEET.manifest(b) for b in ("wrist", "chest", "shared")} <= set(followed)
+    deliver(a, "wrist", "chest", "shared", version=2)
+    assert set(a.downloads.held) == {"wrist", "chest", "shared"}
+    (asked,) = feed(a, Order(id="o1", kind="adopt", args={"version": 12}))
+    assert set(asked.filters) == {FLEET.manifest(f"{b}.v12") for b in ("wrist", "chest", "shared")}
+    (adopt,) = of(Adopt, deliver(a, "wrist.v12", "chest.v12", "shared.v12", version=3))
+    assert set(adopt.blocks) == {"wrist", "chest", "shared"}
+
+
+def test_training_alone_downloads_only_what_delivers():
+    a = agent(owned=("wrist",))
+    feed(a, Connected(1 << 20), state())
+    deliver(a, "wrist", "chest", "shared")
+    assert set(a.downloads.held) == {"wrist", "shared"}
 
 
 def test_the_birth_says_which_registered_version_predicts():

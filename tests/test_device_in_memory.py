@@ -19,10 +19,12 @@ from device_runtime.live import LiveSensing  # noqa: E402
 from device_runtime.runtime import Runtime  # noqa: E402
 from device_runtime.sensing import Sensing  # noqa: E402
 from device_runtime.sensors_config import LiveConfig, SensorConfig  # noqa: E402
+from models.partition import initial  # noqa: E402
 from models.spec import InputSpec, ModelSpec  # noqa: E402
+from protocol.chunks import split  # noqa: E402
 from protocol.config import BrokerConfig  # noqa: E402
 from protocol.memory import MemoryBroker, MemoryTransport  # noqa: E402
-from protocol.messages import CoordinatorState, Status, decode  # noqa: E402
+from protocol.messages import CoordinatorState, Manifest, Status, decode  # noqa: E402
 from protocol.topics import Topics  # noqa: E402
 from protocol.transport import Received  # noqa: E402
 from sensors.recording import Modality  # noqa: E402
@@ -44,6 +46,15 @@ class Fleet:
         self._transport.subscribe(self.topics.device("d", "status"))
         state = CoordinatorState(online=True, boot="c", epoch=1, model=SPEC.to_dict())
         self._transport.publish(self.topics.coordinator("state"), state.encode(), retain=True)
+
+    def blocks(self) -> None:
+        """Publish all blocks of the model as they are at first."""
+        for name, vector in initial(SPEC)[0].items():
+            data = vector.astype("<f4").tobytes()
+            (chunk,) = split("1.1", data, 1 << 20)
+            manifest = Manifest(block=name, version=1, epoch=1, chunks=1, size=len(data), digest=chunk.digest)
+            self._transport.publish(self.topics.chunk(name, 0), chunk.encode(), retain=True)
+            self._transport.publish(self.topics.manifest(name), manifest.encode(), retain=True)
 
     def status(self) -> Status:
         """The device's next word on itself."""
@@ -67,6 +78,14 @@ def device(fleet: Fleet, sensing: Sensing, folder: Path, **config: object) -> It
         assert not thread.is_alive()
 
 
+def silent(*names: str) -> tuple[LiveConfig, LiveSensing]:
+    """Sensors that never deliver."""
+    sensors = [SensorConfig(kind="serial", where="/dev/a", modalities={m: ("0",)}, rate_hz=50) for m in names]
+    live = LiveConfig(sensors=tuple(sensors), rate_hz=25.0, window_s=0.4)
+    makers = [lambda m=m: Script(Modality(m, ("x",), "m/s2", 50.0)) for m in names]
+    return live, LiveSensing(makers, live, subject="d")
+
+
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that is the CPU: what is measured on it is measured here."""
@@ -79,10 +98,9 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_whose_sensors_are_silent_yet_measures_what_it_owns_where_it_is_told_to(
     one_gpu: None, tmp_path: Path
 ) -> None:
-    sensor = SensorConfig(kind="serial", where="/dev/a", modalities={"hand": ("0",)}, rate_hz=50)
-    live = LiveConfig(sensors=(sensor,), rate_hz=25.0, window_s=0.4)
-    silent, fleet = Script(Modality("hand", ("x",), "m/s2", 50.0)), Fleet()
-    with device(fleet, LiveSensing([lambda: silent], live, subject="d"), tmp_path, live=live, accelerator="cuda"):
+    live, sensing = silent("hand")
+    fleet = Fleet()
+    with device(fleet, sensing, tmp_path, live=live, accelerator="cuda"):
         while not (told := fleet.status()).speed:
             pass
     assert (dict(told.modalities), set(told.speed), told.accelerator) == ({}, {"hand", "shared"}, "cuda")
@@ -96,3 +114,11 @@ def test_windows_with_a_label_that_the_model_does_not_know_are_not_counted_and_t
         assert eventually(lambda: runtime.agent.status.windows == 39)
         assert runtime.agent.status.scale["hand"].count == 39 * 10
         assert telemetry.values(runtime)["windows_unrecognised"] == 1
+
+
+def test_what_predicts_gets_the_blocks_of_all_that_it_owns_before_any_sensor_delivers(tmp_path: Path) -> None:
+    live, sensing = silent("hand", "chest")
+    fleet = Fleet()
+    fleet.blocks()
+    with device(fleet, sensing, tmp_path, live=live, inference={"kit": tmp_path / "none"}) as runtime:
+        assert eventually(lambda: set(runtime.agent.downloads.held) == {"hand", "chest", "shared"})

@@ -54,12 +54,12 @@ class Device:
     def __init__(self, kit: Path, owned: tuple[str, ...] = ("hand", "chest")) -> None:
         self.windows = {"hand": WINDOW}
         self.said: list[Prediction] = []
-        self._end = 0.0
+        self._end, self.step = 0.0, 1.0
         self.predictor = Predictor(kit, self._latest, self.said.append, owned=owned, every=0.02)
         self.predictor.open()
 
     def _latest(self) -> tuple[float, float, dict[str, np.ndarray]]:
-        self._end += 1.0
+        self._end += self.step
         return self._end - 2.0, self._end, self.windows
 
 
@@ -129,6 +129,20 @@ def test_nothing_new_to_see_is_not_predicted_again(device: Callable[..., Device]
     count = len(one.said)
     threading.Event().wait(0.2)
     assert len(one.said) <= count + 1
+
+
+def test_a_clock_that_is_set_back_stops_no_predictions_and_the_same_window_is_predicted_once(
+    device: Callable[..., Device],
+) -> None:
+    one = device()
+    wait_for(lambda: bool(one.said), "a prediction")
+    one._end = -600.0
+    wait_for(lambda: one.said[-1].end < 0, "predictions by the clock as it is now")
+    one.step = 0.0
+    threading.Event().wait(0.1)
+    count = len(one.said)
+    threading.Event().wait(0.2)
+    assert len(one.said) == count
 
 
 def adopt(predictor: Predictor, version: int, center: float = 0.0) -> str:

@@ -129,6 +129,37 @@ def test_a_lost_sensor_leaves_and_its_windows_go_on_without_it_until_it_is_back(
         operator.join()
 
 
+class Rota:
+    """Sensors that are there as the test says."""
+
+    modalities = (HAND, CHEST)
+
+    def __init__(self) -> None:
+        self.present: tuple[Modality, ...] = (HAND,)
+        self.health: dict[str, object] = {}
+
+
+def test_what_is_predicted_on_is_never_older_than_the_last_change_of_sensors() -> None:
+    sensing, rota = LiveSensing([lambda: Script(HAND), lambda: Script(CHEST)], CONFIG, subject="dev"), Rota()
+    sensing._source = rota  # type: ignore[assignment]
+
+    def say(at: float) -> float:
+        streams = {m.name: np.ones((50, len(m.channels)), np.float32) for m in rota.present}
+        sensing._push(Samples(at, 50.0, streams))
+        newest = sensing.latest()
+        assert newest is not None and set(newest[2]) == set(streams)
+        return newest[1]
+
+    assert say(1000.0) == pytest.approx(1001.0, abs=0.1)
+    rota.present = (HAND, CHEST)
+    sensing._moved()
+    say(5000.0)
+    rota.present = (HAND,)
+    sensing._moved()
+    assert sensing.latest() is None
+    assert say(9000.0) == pytest.approx(9001.0, abs=0.1)
+
+
 def test_a_label_on_another_clock_costs_nothing() -> None:
     ring = WindowRing((HAND,), 50.0, 0.4, patience_s=5.0)
     ring.annotate(1_700_000_000.0, 1_700_000_030.0, 2)
