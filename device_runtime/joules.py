@@ -33,11 +33,17 @@ class Joules(Protocol):
     def measure_idle(self, seconds: float) -> None:
         """Wait, and take what the board draws meanwhile as its power at rest."""
 
-    def allowance(self, joules: float) -> Callable[[], bool]:
-        """Begin to count; True once the next step would exceed this many joules (0: no limit)."""
+    def allowance(self, joules: float, before: float = 0.0) -> Callable[[], bool]:
+        """Begin to count from `before`, which an earlier life of this process used for the same training.
+
+        True once the next step would exceed this many joules (0: no limit).
+        """
+
+    def used(self) -> float:
+        """Joules of the training that is counted, so far; 0 where they are not known."""
 
     def spent(self, seconds: Mapping[str, float]) -> Spent:
-        """What was used since then, given each block's seconds."""
+        """The same at its end, given the seconds that each block took in this life."""
 
 
 def _no_limit() -> bool:
@@ -54,22 +60,26 @@ class ConfiguredWatts:
 
     def __init__(self, watts: float, clock: Callable[[], float]) -> None:
         self.watts, self._clock = watts, clock
+        self._before, self._began = 0.0, clock()
         self.source = CONFIGURED if watts else "none"
 
     def measure_idle(self, seconds: float) -> None:
         """The configured watts are above idle already."""
 
-    def allowance(self, joules: float) -> Callable[[], bool]:
+    def allowance(self, joules: float, before: float = 0.0) -> Callable[[], bool]:
+        self._before, self._began = before, self._clock()
         if joules <= 0 or self.watts <= 0:
             return _no_limit
-        ends = self._clock() + joules / self.watts
-        return lambda: self._clock() >= ends
+        return lambda: self.used() >= joules
+
+    def used(self) -> float:
+        return self._before + self.watts * (self._clock() - self._began)
 
     def spent(self, seconds: Mapping[str, float]) -> Spent:
         if self.watts <= 0:
             return Spent()
         blocks = {block: self.watts * s for block, s in seconds.items()}
-        return Spent(sum(blocks.values()), CONFIGURED, blocks)
+        return Spent(self._before + sum(blocks.values()), CONFIGURED, blocks)
 
 
 class Metered:
@@ -78,7 +88,7 @@ class Metered:
     def __init__(self, meter: Meter, source: str) -> None:
         self.meter, self.source = meter, source
         self.watts = 0.0
-        self._mark = meter.mark()
+        self._before, self._mark = 0.0, meter.mark()
 
     @property
     def idle_watts(self) -> float:
@@ -87,14 +97,17 @@ class Metered:
     def measure_idle(self, seconds: float) -> None:
         self.meter.measure_idle(seconds)
 
-    def allowance(self, joules: float) -> Callable[[], bool]:
-        self._mark = self.meter.mark()
-        return Allowance(self.meter, joules) if joules > 0 else _no_limit
+    def allowance(self, joules: float, before: float = 0.0) -> Callable[[], bool]:
+        self._before, self._mark = before, self.meter.mark()
+        return Allowance(self.meter, joules - before) if joules > 0 else _no_limit
+
+    def used(self) -> float:
+        return self._before + self.meter.since(self._mark).active
 
     def spent(self, seconds: Mapping[str, float]) -> Spent:
         energy = self.meter.since(self._mark)
         self.source, self.watts = energy.source, energy.active_watts
-        return Spent(energy.active, energy.source, attributed(energy, seconds))
+        return Spent(self._before + energy.active, energy.source, attributed(energy, seconds))
 
 
 def meter(sources: Sequence[str], idle_watts: float) -> tuple[Metered | None, str]:

@@ -21,6 +21,7 @@ class State:
     """Training before step `step`: flat vectors per block, and what had been counted by then.
 
     seconds    of wall time that the steps so far took, all lives together
+    joules     likewise; 0 where the device's power is not known
     """
 
     step: int
@@ -30,6 +31,7 @@ class State:
     loss: float
     seen: int
     seconds: float = 0.0
+    joules: float = 0.0
 
 
 def key_of(start: StartTraining) -> str:
@@ -72,6 +74,7 @@ class Progress:
             about["loss"],
             about["seen"],
             about["seconds"],
+            about.get("joules", 0.0),  # a file of a runtime before this one has none
         )
 
     def due(self) -> bool:
@@ -87,7 +90,7 @@ class Progress:
         tensors = {f"weights/{b}": v for b, v in state.weights.items()}
         tensors |= {f"momentum/{b}": v for b, v in state.momentum.items()}
         about = {"key": self._key, "step": state.step, "done": state.done, "loss": state.loss, "seen": state.seen}
-        about["seconds"] = state.seconds
+        about |= {"seconds": state.seconds, "joules": state.joules}
         beside = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError, SafetensorError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

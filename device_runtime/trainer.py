@@ -62,6 +62,10 @@ def never() -> bool:
     return False
 
 
+def nothing() -> float:
+    return 0.0
+
+
 def kind(made_of: object, local: Local, where: str) -> tuple[object, bool, str]:
     """What a frozen encoder's features depend on besides raw windows: `made_of`, the precision, the processor."""
     return made_of, local.double, where
@@ -82,6 +86,7 @@ def train(
     window_ids: npt.NDArray[np.int64] | None = None,
     progress: Progress | None = None,
     resume: State | None = None,
+    joules: Callable[[], float] = nothing,
 ) -> Trained:
     """Train the blocks in `steps` for their number of local steps; the network holds the base and ends up trained.
 
@@ -91,6 +96,7 @@ def train(
     resident   features of frozen encoders kept across rounds (lora without encoder adapters), told apart by
                `made_of` (modality -> its frozen weights and how its windows were normalised) and `window_ids`
     progress   where training is kept from time to time and when it is stopped; `resume` goes on from there
+    joules     used for this round so far, to be kept beside it
     With `local.zero_fill` every modality of the model is present, absent ones as zeros. Raises TrainingError.
     """
     run = _Run(network, x, y, steps, local, device, round)
@@ -103,7 +109,7 @@ def train(
     for t in range(run.restore(resume) if resume else 0, run.total):
         partial = stop()
         if progress and (partial or progress.due()):
-            progress.save(run.state(t, before + time.perf_counter() - started))
+            progress.save(run.state(t, before + time.perf_counter() - started, joules()))
         if partial:
             break
         run.step(t)
@@ -278,11 +284,11 @@ class _Run:
 
     # -- resuming --------------------------------------------------------------------------------
 
-    def state(self, step: int, seconds: float) -> State:
+    def state(self, step: int, seconds: float, joules: float) -> State:
         """Everything that the steps from `step` on depend on, besides windows and base."""
         weights = {b: _flat(tensors) for b, tensors in self.parameters.items()}
         momentum = {b: _flat(tensors) for b, tensors in self.momentum.items()}
-        return State(step, weights, momentum, dict(self.done), float(self.losses), self.seen, seconds)
+        return State(step, weights, momentum, dict(self.done), float(self.losses), self.seen, seconds, joules)
 
     @torch.no_grad()
     def restore(self, state: State) -> int:

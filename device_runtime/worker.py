@@ -19,7 +19,7 @@ from device_runtime.events import Event, OrderDone, Power, Profiled, StartTraini
 from device_runtime.joules import Joules
 from device_runtime.orders import answered, evaluated
 from device_runtime.profiler import Outcome, Profile
-from device_runtime.progress import Progress, key_of
+from device_runtime.progress import Progress, State, key_of
 from device_runtime.quota import Busy
 from device_runtime.sensing import Labelled, normalised, recognised
 from device_runtime.wire import Wire
@@ -241,7 +241,7 @@ class Worker:
         resume = self._progress.begin(key_of(start))
         if resume:
             log.info("round %d: goes on at step %d, where it was stopped", a.round, resume.step)
-        budget = self._budget(start, resume.seconds if resume else 0.0)
+        budget = self._budget(start, resume)
         assert self._resident is not None  # made with the network
         made_of = self._made_of(start)
         lacking = {
@@ -259,6 +259,7 @@ class Worker:
             stop=budget,
             progress=self._progress,
             resume=resume,
+            joules=self._joules.used,
             resident=self._resident,
             made_of=made_of,
             window_ids=windows.ids,
@@ -268,11 +269,12 @@ class Worker:
         self.profile.observe(trained.times)
         return trained
 
-    def _budget(self, start: StartTraining, used: float) -> Callable[[], bool]:
+    def _budget(self, start: StartTraining, earlier: State | None) -> Callable[[], bool]:
         """Asked at every step border, True when training has to end; seconds and joules count from the first time.
 
-        used    seconds that an earlier life spent on the same round
+        earlier    what an earlier life came to in the same round: its seconds and joules count
         """
+        seconds, joules = (earlier.seconds, earlier.joules) if earlier else (0.0, 0.0)
         a, ends = start.assignment, start.stop_at
         spent: Callable[[], bool] | None = None
 
@@ -280,8 +282,8 @@ class Worker:
             nonlocal ends, spent
             now = time.monotonic()
             if spent is None:
-                spent = self._joules.allowance(a.joules)
-                ends = min(ends, now + a.seconds - used if a.seconds > 0 else math.inf)
+                spent = self._joules.allowance(a.joules, joules)
+                ends = min(ends, now + a.seconds - seconds if a.seconds > 0 else math.inf)
             return self._closing or a.id in self._cancelled or now >= ends or spent()
 
         return over

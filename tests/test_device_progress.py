@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 torch = pytest.importorskip("torch")
 
@@ -62,7 +64,7 @@ def test_a_round_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, spec, loc
 
 def state(step: int = 3) -> State:
     vectors = {"chest": np.arange(4, dtype=np.float32), SHARED: np.ones(2, np.float32)}
-    return State(step, vectors, {b: v * 2 for b, v in vectors.items()}, {"chest": 2, SHARED: 3}, 1.5, 3, 0.25)
+    return State(step, vectors, {b: v * 2 for b, v in vectors.items()}, {"chest": 2, SHARED: 3}, 1.5, 3, 0.25, 7.5)
 
 
 def test_what_was_kept_comes_back(tmp_path):
@@ -70,8 +72,19 @@ def test_what_was_kept_comes_back(tmp_path):
     assert progress.begin("k") is None
     progress.save(state())
     found = Progress(tmp_path).begin("k")
-    assert (found.step, found.done, found.loss, found.seen, found.seconds) == (3, {"chest": 2, SHARED: 3}, 1.5, 3, 0.25)
+    assert (found.step, found.done, found.loss, found.seen) == (3, {"chest": 2, SHARED: 3}, 1.5, 3)
+    assert (found.seconds, found.joules) == (0.25, 7.5)
     np.testing.assert_array_equal(found.momentum["chest"], [0, 2, 4, 6])
+
+
+def test_what_a_runtime_kept_that_did_not_count_joules_is_taken_up_too(tmp_path):
+    progress = Progress(tmp_path)
+    progress.begin("k")
+    progress.save(state())
+    (path,) = tmp_path.iterdir()
+    about = {"key": "k", "step": 3, "done": {}, "loss": 1.5, "seen": 3, "seconds": 0.25}
+    save_file({}, str(path), {"about": json.dumps(about)})
+    assert (progress.begin("k").seconds, progress.begin("k").joules) == (0.25, 0.0)
 
 
 def test_another_assignment_or_other_blocks_begin_anew(tmp_path):

@@ -25,6 +25,7 @@ from models.local import Local  # noqa: E402
 from models.partition import initial  # noqa: E402
 from models.spec import InputSpec, Mode, ModelSpec  # noqa: E402
 from protocol.messages import Assignment, Manifest, Order, Report, Update  # noqa: E402
+from tests.parties import eventually  # noqa: E402
 
 SPEC = ModelSpec((InputSpec("hand", 1, 10), InputSpec("chest", 1, 10)), classes=3, widths=(4,), bins=2, fusion=8)
 LORA = ModelSpec(SPEC.inputs, classes=3, widths=(4,), bins=2, fusion=8, mode=Mode.LORA)
@@ -53,10 +54,10 @@ def windows(count: int = 40) -> Labelled:
 class Trainer:
     """A worker whose device owns the hand, and what it says."""
 
-    def __init__(self, folder: Path, spec: ModelSpec = SPEC) -> None:
-        self.spec, self.said = spec, queue.SimpleQueue()
-        joules = ConfiguredWatts(0.0, time.monotonic)
-        self.worker = Worker("d", "b", self.said.put, joules, Progress(folder), wish="cpu")
+    def __init__(self, folder: Path, spec: ModelSpec = SPEC, watts: float = 0.0, every: float = 5.0) -> None:
+        self.said: queue.SimpleQueue[object] = queue.SimpleQueue()
+        joules = ConfiguredWatts(watts, time.monotonic)
+        self.worker = Worker("d", "b", self.said.put, joules, Progress(folder, every=every), wish="cpu")
         self.worker.use_model(spec, ("hand",))
 
     def next(self, *kinds: type) -> object:
@@ -65,13 +66,17 @@ class Trainer:
             pass
         return event
 
-    def round(self, number: int, blocks: dict[str, Held], sensed: Labelled) -> Update:
-        """What a round on these blocks and windows brings."""
+    def begin(self, number: int, blocks: dict[str, Held], sensed: Labelled, steps: int = 10, joules: float = 0) -> None:
+        """A round on these blocks and windows."""
         a = Assignment(
-            id=f"1.{number}", round=number, epoch=1, steps={"hand": 10, "shared": 10}, deadline=60.0,
-            versions={"hand": 1, "shared": 1}, training=Local(batch=8, lr=0.01).to_dict(),
+            id=f"1.{number}", round=number, epoch=1, steps={"hand": steps, "shared": steps}, joules=joules,
+            versions={"hand": 1, "shared": 1}, training=Local(batch=8, lr=0.01).to_dict(), deadline=60.0,
         )  # fmt: skip
         self.worker.train(StartTraining(a, ("hand",), blocks, math.inf), sensed)
+
+    def round(self, *about: object, **more: object) -> Update:
+        """What a round brings."""
+        self.begin(*about, **more)  # type: ignore[arg-type]
         event = self.next(TrainingDone, TrainingFailed)
         assert isinstance(event, TrainingDone), event
         return event.update
@@ -107,6 +112,24 @@ def test_a_renewed_normalisation_trains_on_features_that_are_made_anew(hired: Ca
     assert second.loss == pytest.approx(first.loss, rel=1e-6)
     for block, work in first.blocks.items():
         np.testing.assert_array_equal(second.blocks[block].delta.array(), work.delta.array())
+
+
+# -- a round in two lives ------------------------------------------------------------------------------------
+
+
+def test_a_resumed_round_has_the_joules_of_both_lives_and_one_allowance_for_both(tmp_path: Path) -> None:
+    about = (1, held(SPEC), windows())
+    endless = {"steps": 50_000, "joules": 20.0}  # two seconds in all
+    first = Trainer(tmp_path, watts=10.0, every=1.0)
+    first.begin(*about, **endless)
+    assert eventually(lambda: any(tmp_path.iterdir())), "after a second it is kept"
+    assert first.worker.close(20)
+    second = Trainer(tmp_path, watts=10.0)
+    update = second.round(*about, **endless)
+    assert second.worker.close(20)
+    assert update.partial
+    assert update.joules == pytest.approx(10.0 * update.seconds, rel=0.1)
+    assert 15.0 < update.joules < 25.0
 
 
 # -- whatever is asked for -----------------------------------------------------------------------------------

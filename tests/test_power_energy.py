@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.joules import Metered
 from device_runtime.power import (
     Allowance,
     Energy,
@@ -127,6 +128,19 @@ def test_an_allowance_stops_before_the_step_that_would_exceed_it(metered: Callab
         steps += 1
     assert 6 <= steps <= 9
     assert allowance.used() <= 10.0
+
+
+def test_what_an_earlier_life_used_counts_against_the_allowance_and_in_the_total(metered: Callable[..., Meter]) -> None:
+    meter = metered(Ramp(lambda s: 20.0))
+    wait_for(lambda: meter.latest() is not None, "the first sample")
+    counted, steps = Metered(meter, "ina3221"), 0
+    spent = counted.allowance(20.0, before=10.0)
+    while not spent():
+        time.sleep(0.05)  # a step of one joule
+        steps += 1
+    assert 6 <= steps <= 9
+    assert counted.used() == pytest.approx(10.0 + steps, abs=2.0)
+    assert counted.spent({}).total == pytest.approx(10.0 + steps, abs=2.0)
 
 
 def test_rapl_energy_is_exact_whatever_the_sampling(tmp_path: Path) -> None:
