@@ -161,15 +161,23 @@ def sync(folder: Path) -> None:
 
 def own_slots() -> Slots | None:
     """The slots that this process runs from; None where it was installed in another way."""
-    base = Path(os.environ.get("RELIEF_BASE", "/opt/relief"))
-    slots = Slots(base)
-    return slots if slots.current and Path(__file__).resolve().is_relative_to((base / "slots").resolve()) else None
+    slots = Slots(Path(os.environ.get("RELIEF_BASE", "/opt/relief")))
+    return slots if slots.current and _own_slot(slots) else None
+
+
+def _own_slot(slots: Slots) -> str:
+    """The slot whose code this process runs, whatever the link says by now; empty where it is none of them."""
+    code = Path(__file__).resolve()
+    return next((name for name in NAMES if code.is_relative_to(slots.path(name).resolve())), "")
 
 
 def confirm() -> None:
-    """We have met the broker: the version on trial, if we are it, stays."""
+    """We have met the broker: the version on trial, if we are it, stays.
+
+    Before its own end the version that was switched from may meet the broker again, which says nothing of the new one.
+    """
     slots = own_slots()
-    if slots is None or slots.trial is None:
+    if slots is None or slots.trial is None or slots.trial.new != _own_slot(slots):
         return
     try:
         if slots.confirm():

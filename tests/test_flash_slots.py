@@ -17,7 +17,7 @@ import pytest
 
 from device_runtime.bundle import MANIFEST, BadBundle, Manifest
 from device_runtime.install import requirements, watch
-from device_runtime.slots import Slots, Trial
+from device_runtime.slots import Slots, Trial, confirm
 from device_runtime.update import fetch
 
 LAUNCH = Path(__file__).parents[1] / "device_runtime/units/launch"
@@ -68,6 +68,21 @@ def test_a_new_version_is_on_trial_until_it_is_confirmed(slots: Slots) -> None:
     assert slots.confirm()
     assert not slots.confirm()
     assert [start(slots) for _ in range(5)] == ["two"] * 5
+
+
+def test_only_the_version_on_trial_confirms_it(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_from(slot: str) -> None:
+        monkeypatch.setattr("device_runtime.slots.__file__", str(slots.path(slot) / "venv/lib/slots.py"))
+
+    monkeypatch.setenv("RELIEF_BASE", str(slots.base))
+    fill(slots, "b", "two")
+    slots.switch("b")
+    runs_from("a")  # the version before has not ended yet, and meets the broker once more
+    confirm()
+    assert slots.trial == Trial("b", "a", 0)
+    runs_from("b")
+    confirm()
+    assert slots.trial is None
 
 
 def test_a_version_that_never_reaches_the_broker_gives_way_after_three_starts(slots: Slots) -> None:
