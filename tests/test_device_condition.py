@@ -35,5 +35,19 @@ def test_a_low_battery_matters_only_while_it_is_drained(tmp_path):
     assert Condition(Limits(), board(tmp_path / "b", 50_000, 11, "Charging")).look() == ""
 
 
+def test_the_battery_of_a_mouse_is_not_the_boards(tmp_path):
+    board(tmp_path, 50_000, 80)
+    mouse = tmp_path / "class/power_supply/A_mouse"  # read first
+    mouse.mkdir()
+    for name, text in {"type": "Battery", "scope": "Device", "capacity": "5", "status": "Discharging"}.items():
+        (mouse / name).write_text(f"{text}\n")
+    condition = Condition(Limits(), tmp_path)
+    assert condition.look() == ""
+    assert condition.battery.percent == 80
+    (tmp_path / "class/power_supply/BAT0/scope").write_text("System\n")
+    (tmp_path / "class/power_supply/BAT0/capacity").write_text("11\n")
+    assert "battery low" in condition.look()
+
+
 def test_a_machine_without_any_of_it_works(tmp_path):
     assert Condition(Limits(), tmp_path).look() == ""

@@ -45,10 +45,13 @@ class Battery:
 
 
 def battery(root: Path = SYS) -> Battery | None:
-    """The first battery that says its charge; None on a board without one."""
+    """The first battery that powers the system and says its charge; None on a board without one."""
     for supply in sorted((root / "class/power_supply").glob("*")):
         try:
             if (supply / "type").read_text().strip() != "Battery":
+                continue
+            scope = supply / "scope"
+            if scope.exists() and scope.read_text().strip() == "Device":  # of a wireless mouse, a headset
                 continue
             percent = float((supply / "capacity").read_text())
             status = supply / "status"
