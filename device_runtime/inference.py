@@ -58,7 +58,7 @@ class Scores:
 
 @dataclass
 class _Version:
-    """One version of the model. Sessions and adapters are made when a subset is first seen or warmed."""
+    """One version of the model. Sessions and adapters are made when a subset is first seen."""
 
     tensors: dict[str, Vector]
     versions: dict[str, int]
@@ -135,11 +135,6 @@ class Engine:
         classes = probabilities.argmax(axis=1)
         confidence = probabilities[np.arange(len(classes)), classes]
         return Scores(classes, confidence, probabilities, version.versions, seconds)
-
-    def warm(self, subsets: Collection[Collection[str]]) -> None:
-        """Make the sessions of these subsets now, so that their first window does not wait (some 5 to 50 ms each)."""
-        for subset in subsets:
-            self.ready(subset)
 
     def ready(self, subset: Collection[str]) -> tuple[Any, Any]:
         """ONNX Runtime's session and run options by which windows of these modalities are predicted now."""

@@ -95,7 +95,7 @@ def _swaps(engine: Engine, blocks: dict[str, Vector], mode: Mode) -> list[dict[s
     engine.predict(x)
     other = Engine(engine.kit)
     built = time.perf_counter()
-    other.warm((engine.kit.spec.names,))
+    other.ready(engine.kit.spec.names)
     built = (time.perf_counter() - built) * 1e3
     whole_swaps, pauses = [], []
     for version in range(SWAPS if mode is Mode.LORA else SWAPS // 10):

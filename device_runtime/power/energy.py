@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from device_runtime.power.monitor import ESTIMATE, Monitor, PowerError, Sample, now
+from device_runtime.power.monitor import Monitor, PowerError, Sample, now
 
 _LONGEST = 3.0  # seconds that a sample may stand for; beyond, the time counts as missing
 _RETRY = 5.0  # seconds between attempts to get a dead source back
@@ -27,10 +27,6 @@ class Energy:
     seconds: float
     missing: float
     source: str
-
-    @property
-    def measured(self) -> bool:
-        return ESTIMATE not in self.source.split("+") and self.seconds > 0
 
     @property
     def active_watts(self) -> float:
@@ -84,10 +80,6 @@ class Meter:
         return self.since(Mark(self._began, 0.0, 0.0))
 
     # -- reading ---------------------------------------------------------------------------------
-
-    def joules(self) -> float:
-        """Joules since `start`, up to this moment."""
-        return self._now()[0]
 
     def latest(self) -> Sample | None:
         """The newest sample, or None before the first and while the source is dead."""
@@ -178,22 +170,21 @@ class Meter:
 
 
 class Allowance:
-    """A budget in joules, asked at every step border: `spent()` is True when one more step would exceed it.
+    """A budget in joules above idle, asked at every step border: `spent()` is True when one more step would exceed it.
 
     Usable as a trainer's `stop`. The next step is taken to cost as much as the dearest so far; seconds without samples
     are charged at the mean power, so that a dead monitor is no licence to go on.
     """
 
-    def __init__(self, meter: Meter, joules: float, *, active: bool = True) -> None:
-        self._meter, self._limit, self._active = meter, joules, active
+    def __init__(self, meter: Meter, joules: float) -> None:
+        self._meter, self._limit = meter, joules
         self._mark = meter.mark()
         self._last = self._dearest = 0.0
 
     def used(self) -> float:
         """Joules charged so far."""
         energy = self._meter.since(self._mark)
-        joules = energy.active if self._active else energy.joules
-        return joules * (1 + energy.missing / energy.seconds) if energy.seconds else joules
+        return energy.active * (1 + energy.missing / energy.seconds) if energy.seconds else 0.0
 
     def spent(self) -> bool:
         used = self.used()
