@@ -343,7 +343,7 @@ class Worker:
 
 
 def _said(error: Exception) -> str:
-    """What an error says; whose text was not written for this device's owner, by its name."""
+    """An error's own words where they were written to be read; otherwise its name stands before them."""
     from device_runtime.trainer import TrainingError
 
     return str(error) if isinstance(error, (TrainingError, ValueError)) else f"{type(error).__name__}: {error}"
