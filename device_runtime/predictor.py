@@ -25,7 +25,7 @@ from device_runtime.shelf import Shelf
 from models import kit as kits
 from models.kit import KitError, Scale
 from models.spec import SHARED, ModelSpec
-from protocol.messages import Prediction
+from protocol.messages import Manifest, Prediction
 from sensors.recording import Floats
 
 __all__ = ["InferenceConfig", "Predictor"]
@@ -78,7 +78,7 @@ class Predictor:
         self._newest: tuple[ModelSpec, dict[str, Held]] | None = None
         self._offered: tuple[ModelSpec, dict[str, Held]] | None = None
         self._jobs: queue.SimpleQueue[Callable[[Engine | None], None]] = queue.SimpleQueue()
-        self._seen: dict[str, bytes] = {}  # block -> digest of what was last taken or refused
+        self._seen: dict[str, Manifest] = {}  # block -> what was last taken or refused
         self._times: deque[float] = deque(maxlen=_KEPT)
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -98,7 +98,8 @@ class Predictor:
         ours = {b: held[b] for b in (*self._wanted(), *(m + BASE for m in self._wanted())) if b in held}
         if spec is not None:
             self._newest = spec, ours
-            if any(self._seen.get(b) != h.manifest.digest for b, h in ours.items()):
+            # Not by the digest alone: the same bytes may come with another normalisation.
+            if any(self._seen.get(b) != h.manifest for b, h in ours.items()):
                 self._offered = spec, ours
 
     def roll_back(self) -> bool:
@@ -209,7 +210,7 @@ class Predictor:
         if offer is None:
             return
         spec, held = offer
-        self._seen = {b: h.manifest.digest for b, h in held.items()}
+        self._seen = {b: h.manifest for b, h in held.items()}
         if spec != engine.kit.spec:
             self._trouble(f"the fleet's model is not that of the kit {self._folder}; export it again: relief export")
             return

@@ -42,7 +42,7 @@ def held(vectors: dict[str, Vector], version: int, center: float = 0.0) -> dict[
     for block, vector in vectors.items():
         data = vector.astype("<f4").tobytes()
         own = {"center": [center] * 2, "width": [2.0] * 2} if block in SPEC.names else {}
-        digest = hashlib.sha256(data + str(own).encode()).digest()
+        digest = hashlib.sha256(data).digest()
         manifest = Manifest(block=block, version=version, epoch=1, chunks=1, size=len(data), digest=digest, **own)
         made[block] = Held(manifest, data)
     return made
@@ -96,6 +96,18 @@ def test_predictions_follow_the_blocks_that_arrive_and_their_normalisation(devic
     assert (
         values["inference_versions"]["hand"] == 7 and values["inference_ms"] > 0 and "inference_problem" not in values
     )
+
+
+def test_the_same_blocks_with_another_normalisation_are_taken(device: Callable[..., Device]) -> None:
+    one = device()
+    blocks, base = initial(SPEC)
+    for version, center in ((2, 0.0), (3, 3.0)):
+        one.predictor.offer(SPEC, held(blocks, version, center))
+        wait_for(lambda v=version: one.said and one.said[-1].versions["hand"] == v, "the version")
+        with torch.inference_mode():
+            x = {"hand": torch.from_numpy((WINDOW - np.float32(center)) / 2.0)}
+            expected = torch.softmax(loaded(SPEC, blocks, base)(x), -1)[0].numpy()
+        assert one.said[-1].confidence == pytest.approx(expected.max(), abs=1e-5)
 
 
 def test_a_partial_set_or_another_model_or_base_is_told_and_the_old_blocks_go_on(device: Callable[..., Device]) -> None:
