@@ -25,7 +25,7 @@ from models.contrast import supervised_contrast
 from models.cost import block_costs
 from models.local import Local, batches, hidden, kept, last_epoch
 from models.network import Network, embed, encode, fuse
-from models.partition import Vector
+from models.partition import Vector, resting
 from models.spec import SHARED, Mode
 
 
@@ -157,6 +157,7 @@ class _Run:
         self.encoded = dict.fromkeys(self.present, 0)
         self.done = dict.fromkeys(self.steps, 0)
         self.losses, self.seen = torch.zeros((), dtype=dtype, device=y.device), 0
+        self.rests = resting(self.spec, round)
         self.hidden = hidden(local, device, round, [m for m in self.present if m in self.x])
         self.last_epoch = last_epoch(local, self.windows, self.total)
         self.entropies: list[Tensor] = []
@@ -206,9 +207,11 @@ class _Run:
             whole = whole + self.local.distil * self._distil(rows, here, scores)
         if (self.local.contrast or self.local.distil) and t >= self.last_epoch:
             self.entropies.append(torch.special.entr(scores.detach().softmax(1)).sum(1).mean())
-        inputs = [self.live[name] for b in active for name in self.names[b]]
+        names = [name for b in active for name in self.names[b]]
         with self.watch.backward(active, features, len(rows)):
-            flat = torch.autograd.grad(whole, inputs)
+            flat = torch.autograd.grad(whole, [self.live[name] for name in names])
+        if self.rests:
+            flat = tuple(g.zero_() if name.startswith(self.rests) else g for name, g in zip(names, flat, strict=True))
         with self.watch.update(active):
             self._descend(active, flat)
         self.losses += loss.detach()

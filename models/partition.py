@@ -107,7 +107,7 @@ def resting(spec: ModelSpec, round: int) -> str:
     return "fusion.lora_a" if round % 2 else "fusion.lora_b"
 
 
-def hidden(cut: Partition, name: str) -> dict[str, Vector]:
+def without(cut: Partition, name: str) -> dict[str, Vector]:
     """block -> 0/1 per value: 0 in tensors whose names begin with `name`."""
     masks = {}
     for block in cut.blocks:

@@ -23,6 +23,7 @@ FLAT = replace(CONV, widths=())
 LORA = replace(CONV, mode=Mode.LORA)
 ADAPTED = replace(LORA, encoder_rank=2)
 FROZEN_B = replace(LORA, b_policy=BPolicy.FROZEN)
+IN_TURN = replace(ADAPTED, b_policy=BPolicy.ALTERNATE)
 EXACT = Local(lr=0.05, batch=8, seed=3, double=True)
 
 
@@ -62,7 +63,9 @@ def alone(spec: ModelSpec, job: Job, x: dict[str, Vector], y: Vector, frozen: di
 
 
 @pytest.mark.parametrize(
-    "spec", [CONV, WIDE, FLAT, LORA, ADAPTED, FROZEN_B], ids=["conv", "wide", "flat", "lora", "adapted", "b"]
+    "spec",
+    [CONV, WIDE, FLAT, LORA, ADAPTED, FROZEN_B, IN_TURN],
+    ids=["conv", "wide", "flat", "lora", "adapted", "b", "turn"],
 )
 @pytest.mark.parametrize(
     "local",
@@ -90,6 +93,18 @@ def test_stacked_devices_get_the_weights_that_their_own_trainer_gives_them(spec:
         assert work.deltas.keys() == expected.deltas.keys()
         for block, delta in expected.deltas.items():
             np.testing.assert_allclose(work.deltas[block], delta, rtol=0, atol=1e-6 * max(1.0, np.abs(delta).max()))
+
+
+@pytest.mark.parametrize(("round", "rests"), [(1, "fusion.lora_a"), (2, "fusion.lora_b"), (3, "fusion.lora_a")])
+def test_a_and_b_are_trained_in_turn_in_stack_and_trainer(round: int, rests: str) -> None:
+    x, y, base, frozen = world(IN_TURN)
+    masks = {SHARED: np.ones(len(base[SHARED]), np.float32)}  # as methods have them whose devices hold a part
+    jobs = [replace(job, round=round, masks=masks) for job in fleet(base, EXACT)]
+    for job, work in zip(jobs, Engine(IN_TURN, x, y, frozen).train(jobs), strict=True):
+        for deltas in (work.deltas, alone(IN_TURN, job, x, y, frozen).deltas):
+            for block, delta in deltas.items():
+                for name, change in partition(IN_TURN).views(block, delta).items():
+                    assert (np.abs(change).max() > 0) != name.startswith(rests), name
 
 
 @pytest.mark.parametrize("spec", [CONV, FLAT, LORA, ADAPTED, FROZEN_B], ids=["conv", "flat", "lora", "adapted", "b"])

@@ -13,7 +13,7 @@ from coordinator.aggregation import Contribution, Folded
 from coordinator.strategies.base import Settings
 from coordinator.strategies.submodels import Part, SubModels, speed_of
 from coordinator.work import Member
-from models.partition import Vector, hidden
+from models.partition import Vector, without
 from models.spec import SHARED, ModelSpec
 
 
@@ -48,7 +48,7 @@ class FFALoRA(_Masked):
     source = "arXiv 2403.12313"
 
     def chosen(self, member: Member, fastest: float) -> Mapping[str, Vector]:
-        return hidden(self.cut_, "fusion.lora_a")
+        return without(self.cut_, "fusion.lora_a")
 
 
 class FediLoRA(_Masked):
@@ -80,7 +80,7 @@ class FedSALoRA(_Masked):
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         super().__init__(spec, settings)
-        self._mask = hidden(self.cut_, self.own)[SHARED]  # 0 where values are the device's own
+        self._mask = without(self.cut_, self.own)[SHARED]  # 0 where values are the device's own
         self._personal: dict[str, Vector] = {}  # device -> its own shared block
         self._offset: dict[str, Vector] = {}  # device -> where it started, seen from the global block
 
@@ -104,6 +104,6 @@ class FedSALoRA(_Masked):
 
     def part(self, round: int, member: Member, fastest: float) -> Part:
         part = super().part(round, member, fastest)
-        away = sum(float((1 - m).sum()) for m in hidden(self.cut_, self.own).values())
+        away = sum(float((1 - m).sum()) for m in without(self.cut_, self.own).values())
         mine = sum(part.masks[b].size for b in (*member.owned, SHARED))
         return Part(part.masks, False, 1.0, 1.0 - away / mine)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.local import Local
-from models.partition import Partition, Vector, hidden, partition, resting
+from models.partition import Partition, Vector, partition, resting, without
 from models.spec import SHARED, Mode, ModelSpec
 from tools.lab.stacked import Convolutions, layout_of
 
@@ -117,7 +117,7 @@ class Engine:
         if not name:
             return job
         if name not in self._hidden:
-            self._hidden[name] = hidden(self.cut, name)
+            self._hidden[name] = without(self.cut, name)
         masks = {b: mask * job.masks[b] if b in job.masks else mask for b, mask in self._hidden[name].items()}
         return replace(job, masks=masks)
 
