@@ -53,7 +53,7 @@ paper: $(STAMP)
 	@$(BIN)/relief experiment run paper --fleet $(FLEET) --out runs/paper-$(FLEET)
 
 paper-all: $(STAMP)
-	@for part in paper rivals beyond fleets deadlines; do $(BIN)/relief experiment run $$part --out runs/$$part || exit 1; done
+	@for part in paper rivals beyond fleets deadlines policies; do $(BIN)/relief experiment run $$part --out runs/$$part || exit 1; done
 
 paper-quick: $(STAMP)
 	@$(BIN)/relief experiment run quick --out runs/quick --check

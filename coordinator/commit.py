@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coordinator.aggregation import Contribution, Divergence
+from coordinator.aggregation import Contribution, Divergence, Folded
+from coordinator.correction import corrected
 from coordinator.events import UpdateHead
 from coordinator.lateness import aged
 from coordinator.robust import Sliced, robust_fold
 from coordinator.strategies.base import Strategy
 from models.local import effective_steps
 from models.partition import Vector
+from models.spec import BPolicy, Mode
 
 Delta = Callable[[UpdateHead, str], Vector]  # the change that an update makes to a block
 
@@ -44,6 +46,7 @@ def fold_round(
     total = sum(head.samples for head in heads)
     done = Commit({}, {}, {})
     strategy.weigh(heads)
+    folds: dict[str, Folded] = {}
     for block, base in blocks.items():
 
         def contributions(block: str = block) -> Iterator[Contribution]:
@@ -57,8 +60,12 @@ def fold_round(
             folded = strategy.fold(block, base.size, contributions(), total)
         else:
             folded = robust_fold(robust, base.size, _sliced(block, heads, delta, momentum))
-        if folded is None:
-            continue
+        if folded is not None:
+            folds[block] = folded
+    if strategy.spec.mode is Mode.LORA and strategy.spec.b_policy is BPolicy.CORRECTED:
+        folds = corrected(strategy.spec, blocks, heads, delta, folds, strategy.weighting, momentum)
+    for block, folded in folds.items():
+        base = blocks[block]
         done.blocks[block] = strategy.apply(block, base, folded)
         done.versions[block] = versions[block] + 1
         done.seen[block] = (folded.divergence, float(np.linalg.norm(base.astype(np.float64))))

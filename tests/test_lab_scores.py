@@ -70,7 +70,8 @@ def test_a_cells_name_changes_with_whatever_decides_its_result_and_with_nothing_
         return Cell("m", "home.toml", Mode.FULL, 0, 0, rate).key(e, Fleet(name="home", dataset="dsads", tier=[of]))
 
     assert key() == key(title="another title") == key(learning_rate={"full": 0.1})
-    assert len({key(), key(0.2), key(dropout=0.1), key(options={"beta": 0.5}), key(deadline="fastest")}) == 5
+    others = [key(dropout=0.1), key(options={"beta": 0.5}), key(deadline="fastest"), key(b_policy="frozen")]
+    assert len({key(), key(0.2), *others}) == 6
     assert key() != key(of=tier.model_copy(update={"speed": 0.5}))  # the fleet's file was edited
 
 

@@ -21,7 +21,7 @@ from coordinator.serving import Serving
 from coordinator.work import Budget, Member, Work, work
 from models.local import Local
 from models.partition import Vector
-from models.spec import SHARED, ModelSpec
+from models.spec import SHARED, BPolicy, Mode, ModelSpec
 
 REACH = 0.1  # of its local steps that half of every cohort has time for under the deadline "cohorts"
 FILLED = 0.25  # of the fleet's median windows: who holds fewer has no say in how long a round lasts
@@ -85,6 +85,8 @@ class Strategy:
     simulator_only: ClassVar[bool] = False  # it asks of devices or their models what the protocol does not carry
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        if settings.robust and spec.mode is Mode.LORA and spec.b_policy is BPolicy.CORRECTED:
+            raise ValueError("b_policy corrected is made of plain means, which a liar moves: not together with robust")
         self.spec, self.settings = spec, settings
         self.pacing = LearnedDeadline() if settings.deadline == "learned" else None
 

@@ -35,7 +35,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """
     began, cpu = time.perf_counter(), time.process_time()
     method = experiment.methods[cell.method]
-    where, engine, blocks, frozen = prepared(experiment.model_dump_json(), cell)
+    where, engine, blocks, frozen = prepared(experiment.of(method).model_dump_json(), cell)
     chosen = made(method, where, experiment, cell)
     rounds = ENDLESS if cell.clock else experiment.rounds[cell.mode.value]
     run = run_of(chosen)(

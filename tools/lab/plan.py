@@ -39,6 +39,7 @@ class Method(Entry):
     title           how the report calls it
     learning_rate   fixed, per mode; where it is missing it is tuned on validation
     modes           the experiment's modes that it is run in; none: all of them
+    b_policy        what becomes of LoRA's B; without it as the experiment's model says
     until           how long it runs, as a part of the reference's clock; 0: as many rounds as the reference
     regret          keep, round by round, what it would have gained by knowing every cohort's true divergence
     """
@@ -56,6 +57,7 @@ class Method(Entry):
     bytes: float = 0.0
     until: Annotated[float, Field(ge=0)] = 1.0
     options: dict[str, float] = {}
+    b_policy: BPolicy | None = None
     regret: bool = False
 
 
@@ -130,6 +132,12 @@ class Experiment(Entry):
         sizes = self.model.model_dump()
         return ModelSpec((InputSpec("any", 1, 10**6),), 2, mode=mode, **{**sizes, "widths": tuple(self.model.widths)})
 
+    def of(self, method: Method) -> Experiment:
+        """The experiment as this method sees it: with its policy for B."""
+        if method.b_policy is None:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"b_policy": method.b_policy})})
+
     def settings(self, method: Method, rate: float, seed: int) -> Settings:
         """What the method's strategy needs to know."""
         local = Local(
@@ -167,7 +175,7 @@ class Cell:
             "momentum": experiment.momentum,
             "model": experiment.model.model_dump(mode="json"),
             "method": experiment.methods[self.method].model_dump(
-                mode="json", exclude={"title", "learning_rate", "modes"}
+                mode="json", exclude={"title", "learning_rate", "modes"}, exclude_defaults=True
             ),
             "rate": self.rate,
             "tuning": self.tuning,

@@ -1,0 +1,78 @@
+"""The ridge correction of LoRA's A where B is trained too (models.spec.BPolicy.CORRECTED).
+
+What devices learned is the mean of their products, sum p_i B_i A_{m,i}. Averaging A and B apart misses it by a
+residual, R_m = sum p_i B_i A_{m,i} - B A_m, with the new B and A_m. The correction adds to A_m what brings it nearest,
+C_m = (B^T B + lambda I)^-1 B^T R_m, which minimises |R_m - B C|^2 + lambda |C|^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from coordinator.aggregation import Folded, Weighting
+from coordinator.events import UpdateHead
+from models.local import effective_steps
+from models.partition import Vector, partition
+from models.spec import SHARED, ModelSpec
+
+RIDGE = 0.01  # lambda as a part of B's mean squared column: directions that B hardly has are left alone
+
+
+def corrected(
+    spec: ModelSpec,
+    blocks: Mapping[str, Vector],
+    heads: Sequence[UpdateHead],
+    delta: Callable[[UpdateHead, str], Vector],
+    folds: Mapping[str, Folded],
+    weighting: Weighting,
+    momentum: float,
+) -> dict[str, Folded]:
+    """The round's folds, those of modalities with A_m corrected; `blocks` is where the round began.
+
+    Holds one (d, d_m) matrix at a time, whatever the fleet's size. Devices weigh and are step-normalised as in `fold`.
+    """
+    done = dict(folds)
+    if SHARED not in folds:
+        return done  # B has not moved: the mean of the products is exact
+    cut = partition(spec)
+
+    def tensor(block: str, vector: Vector) -> Vector:
+        name = "fusion.lora_b" if block == SHARED else f"fusion.lora_a.{block}"
+        return np.asarray(cut.views(block, vector)[name], np.float64)
+
+    scales = {block: _scales(block, heads, weighting, momentum) for block in folds}
+    before = tensor(SHARED, blocks[SHARED])  # (d, r)
+    b = before + tensor(SHARED, folds[SHARED].delta)
+    gram = b.T @ b
+    ridge = RIDGE * np.trace(gram) / len(gram)
+    if ridge <= 0.0:
+        return done
+    solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), b.T)  # (r, d)
+    for m in (m for m in spec.names if m in folds):
+        start = tensor(m, blocks[m])  # (r, d_m)
+        mine = [head for head in heads if m in head.blocks]
+        samples = sum(head.samples for head in mine)
+        residual = -b @ (start + tensor(m, folds[m].delta))
+        for head in mine:
+            own_a = start + scales[m][head.device] * tensor(m, delta(head, m))
+            own_b = before
+            if SHARED in head.blocks:
+                own_b = before + scales[SHARED][head.device] * tensor(SHARED, delta(head, SHARED))
+            residual += (head.samples / samples) * (own_b @ own_a)
+        change = folds[m].delta.copy()
+        cut.views(m, change)[f"fusion.lora_a.{m}"][...] += solved @ residual
+        done[m] = replace(folds[m], delta=change)
+    return done
+
+
+def _scales(block: str, heads: Sequence[UpdateHead], weighting: Weighting, momentum: float) -> dict[str, float]:
+    """device -> what its change counts: tau / a_i in the step-normalised mean, else 1."""
+    if weighting is not Weighting.NOVA:
+        return {head.device: 1.0 for head in heads}
+    steps = {h.device: effective_steps(h.blocks[block][1], momentum) for h in heads if block in h.blocks}
+    samples = sum(head.samples for head in heads if head.device in steps)
+    tau = sum(head.samples * steps[head.device] for head in heads if head.device in steps) / max(samples, 1)
+    return {device: tau / own for device, own in steps.items()}
