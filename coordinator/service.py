@@ -7,6 +7,7 @@ stops the rounds and loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -41,6 +42,7 @@ from coordinator.versions import Versions
 from models.partition import Vector, initial, partition
 from models.spec import ModelSpec
 from protocol import broker_metrics
+from protocol.errors import ProtocolError
 from protocol.messages import PROTOCOL, CoordinatorState
 from protocol.topics import Topics
 from protocol.transport import Connected, Lost, Received, Stopped, Transport, Will
@@ -182,7 +184,8 @@ class Coordinator:
                     self._scored(item)
         self._say(force=True)
         self._checkpoint(force=True)
-        self._publisher.state(CoordinatorState(online=False, boot=self.boot, epoch=self.core.epoch))
+        with contextlib.suppress(ProtocolError):  # where too much waits for the broker, all is closed none the less
+            self._publisher.state(CoordinatorState(online=False, boot=self.boot, epoch=self.core.epoch))
         self._control.close()
         self._bulk.close()
         self.ledger.close()
