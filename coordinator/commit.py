@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.aggregation import Contribution, Divergence, Folded
-from coordinator.correction import corrected
+from coordinator.correction import corrections
 from coordinator.events import UpdateHead
 from coordinator.lateness import aged
 from coordinator.robust import Sliced, robust_fold
@@ -62,11 +62,14 @@ def fold_round(
             folded = robust_fold(robust, base.size, _sliced(block, heads, delta, momentum))
         if folded is not None:
             folds[block] = folded
+    moved: dict[str, Vector] = {}
     if strategy.spec.mode is Mode.LORA and strategy.spec.b_policy is BPolicy.CORRECTED:
-        folds = corrected(strategy.spec, blocks, heads, delta, folds, strategy.weighting, momentum)
+        moved = corrections(strategy.spec, blocks, heads, delta, folds, strategy.weighting, momentum)
     for block, folded in folds.items():
         base = blocks[block]
         done.blocks[block] = strategy.apply(block, base, folded)
+        if block in moved:  # behind server momentum, which would carry a correction on into rounds that it is not of
+            done.blocks[block] = (done.blocks[block] + moved[block]).astype(base.dtype)
         done.versions[block] = versions[block] + 1
         done.seen[block] = (folded.divergence, float(np.linalg.norm(base.astype(np.float64))))
     return done

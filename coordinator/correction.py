@@ -1,14 +1,13 @@
 """The ridge correction of LoRA's A where B is trained too (models.spec.BPolicy.CORRECTED).
 
 What devices learned is the mean of their products, sum p_i B_i A_{m,i}. Averaging A and B apart misses it by a
-residual, R_m = sum p_i B_i A_{m,i} - B A_m, with the new B and A_m. The correction adds to A_m what brings it nearest,
-C_m = (B^T B + lambda I)^-1 B^T R_m, which minimises |R_m - B C|^2 + lambda |C|^2.
+residual, R_m = sum p_i B_i A_{m,i} - B A_m, with the averaged B and A_m. The correction adds to A_m what brings it
+nearest, C_m = (B^T B + lambda I)^-1 B^T R_m, which minimises |R_m - B C|^2 + lambda |C|^2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -18,10 +17,10 @@ from models.local import effective_steps
 from models.partition import Vector, partition
 from models.spec import SHARED, ModelSpec
 
-RIDGE = 0.01  # lambda as a part of B's mean squared column: directions that B hardly has are left alone
+RIDGE = 0.1  # lambda as a part of B's mean squared column: directions that B hardly has are left alone
 
 
-def corrected(
+def corrections(
     spec: ModelSpec,
     blocks: Mapping[str, Vector],
     heads: Sequence[UpdateHead],
@@ -29,14 +28,13 @@ def corrected(
     folds: Mapping[str, Folded],
     weighting: Weighting,
     momentum: float,
-) -> dict[str, Folded]:
-    """The round's folds, those of modalities with A_m corrected; `blocks` is where the round began.
+) -> dict[str, Vector]:
+    """Modality -> what is added to its block (float64, zero but for A_m); `blocks` is where the round began.
 
     Holds one (d, d_m) matrix at a time, whatever the fleet's size. Devices weigh and are step-normalised as in `fold`.
     """
-    done = dict(folds)
     if SHARED not in folds:
-        return done  # B has not moved: the mean of the products is exact
+        return {}  # B has not moved: the mean of the products is exact
     cut = partition(spec)
 
     def tensor(block: str, vector: Vector) -> Vector:
@@ -49,7 +47,8 @@ def corrected(
     gram = b.T @ b
     ridge = RIDGE * np.trace(gram) / len(gram)
     if ridge <= 0.0:
-        return done
+        return {}
+    done = {}
     solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), b.T)  # (r, d)
     for m in (m for m in spec.names if m in folds):
         start = tensor(m, blocks[m])  # (r, d_m)
@@ -62,9 +61,8 @@ def corrected(
             if SHARED in head.blocks:
                 own_b = before + scales[SHARED][head.device] * tensor(SHARED, delta(head, SHARED))
             residual += (head.samples / samples) * (own_b @ own_a)
-        change = folds[m].delta.copy()
-        cut.views(m, change)[f"fusion.lora_a.{m}"][...] += solved @ residual
-        done[m] = replace(folds[m], delta=change)
+        done[m] = np.zeros(cut.size(m))
+        cut.views(m, done[m])[f"fusion.lora_a.{m}"][...] = solved @ residual
     return done
 
 
