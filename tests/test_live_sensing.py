@@ -144,8 +144,8 @@ def test_what_is_predicted_on_is_never_older_than_the_last_change_of_sensors() -
     sensing._source = rota  # type: ignore[assignment]
 
     def say(at: float) -> float:
-        streams = {m.name: np.ones((50, len(m.channels)), np.float32) for m in rota.present}
-        sensing._push(Samples(at, 50.0, streams))
+        streams = {m.name: np.ones((25, len(m.channels)), np.float32) for m in rota.present}
+        sensing._push(Samples(at, 25.0, streams))
         newest = sensing.latest()
         assert newest is not None and set(newest[2]) == set(streams)
         return newest[1]
