@@ -138,9 +138,7 @@ def test_three_bad_updates_lead_into_quarantine_with_a_reason_and_time_leads_out
     coordinator: tuple[Coordinator, Callable[..., None]],
 ) -> None:
     life, hears = coordinator
-    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
-    for device in ("bad", "good"):
-        hears(device, "status", birth.encode(), 0.0)
+    both_are_born(hears)
     assert set(life.core.assignments) == {"bad", "good"}
     for n in range(3):
         assert "bad" not in life.core.registry.quarantined
@@ -186,14 +184,18 @@ def test_an_operators_hold_outlasts_the_rules_and_his_release_wipes_the_slate(
     assert life.core.registry.quarantined == {}, "it is not on probation"
 
 
+def both_are_born(hears: Callable[..., None]) -> None:
+    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
+    for device in ("bad", "good"):
+        hears(device, "status", birth.encode(), 0.0)
+
+
 def test_a_round_closes_at_once_when_its_last_device_is_held_for_what_it_sent(
     coordinator: tuple[Coordinator, Callable[..., None]],
 ) -> None:
     """The third refusal is found while it is answered: what the core wants then is not left until the next event."""
     life, hears = coordinator
-    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
-    for device in ("bad", "good"):
-        hears(device, "status", birth.encode(), 0.0)
+    both_are_born(hears)
     a = life.core.assignments["good"]
     for device, steps in (("good", 1), ("bad", 10**6), ("bad", 10**6), ("bad", 10**6)):
         update = an_update(device, 1.0, steps=steps, assignment=a.id)
@@ -235,9 +237,7 @@ def test_a_device_that_sends_anothers_update_neither_takes_it_away_nor_ends_the_
 ) -> None:
     """Both arrive before either is stored; the thief's is refused and the owner's is kept."""
     life, hears = coordinator
-    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
-    for device in ("bad", "good"):
-        hears(device, "status", birth.encode(), 0.0)
+    both_are_born(hears)
     a = life.core.assignments["good"]
     plain = an_update("good", 1.0, assignment=a.id)
     mine = plain.model_copy(update={"epoch": a.epoch, "round": a.round})
@@ -255,9 +255,7 @@ def test_an_update_whose_content_changes_while_it_waits_for_the_disk_counts_as_i
 ) -> None:
     """The same id three times in one batch: whole, with other blocks, and broken. None of it ends the coordinator."""
     life, hears = coordinator
-    birth = Status(online=True, boot="b", modalities={"torso": 3}, windows=40, can_train=True)
-    for device in ("bad", "good"):
-        hears(device, "status", birth.encode(), 0.0)
+    both_are_born(hears)
     a = life.core.assignments["bad"]
     first = an_update("bad", 1.0, assignment=a.id).model_copy(update={"epoch": a.epoch, "round": a.round})
     fewer = first.model_copy(update={"blocks": {}})
