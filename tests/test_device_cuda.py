@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,9 @@ class Round:
         device.start()
         try:
             self.run.run(stop)
+            ends = time.monotonic() + 10.0
+            while not self.telemetry and time.monotonic() < ends:  # three rounds may be faster than the first of it
+                time.sleep(0.05)
         finally:
             self.runtime.stop()
             device.join(30)
