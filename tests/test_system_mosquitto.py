@@ -58,6 +58,7 @@ def system(broker: Broker, fleet: str, tmp_path: Path) -> Iterator[tuple[Path, C
     names = [m.name for m in Synthetic().modalities]
     owned = {"hub": names, "band": names[:1]}
     text = f'fleet = "{fleet}"\n[broker]\nport = {broker.port}\n[coordinator]\nfolder = "run"\nexpect = 2\n'
+    text += "margin = 30.0\n"  # a busy machine costs no device its round
     for name, modalities in owned.items():
         text += f'[[device]]\nid = "{name}"\nmodalities = {json.dumps(modalities)}\nstate = "state"\ntelemetry = 0\n'
         text += '[device.source]\nsubject = "1"\nspeed = inf\npart = [0.0, 0.2]\n'
