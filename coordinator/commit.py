@@ -15,7 +15,6 @@ from coordinator.robust import Sliced, robust_fold
 from coordinator.strategies.base import Strategy
 from models.local import effective_steps
 from models.partition import Vector
-from models.spec import BPolicy, Mode
 
 Delta = Callable[[UpdateHead, str], Vector]  # the change that an update makes to a block
 
@@ -62,9 +61,7 @@ def fold_round(
             folded = robust_fold(robust, base.size, _sliced(block, heads, delta, momentum))
         if folded is not None:
             folds[block] = folded
-    moved: dict[str, Vector] = {}
-    if strategy.spec.mode is Mode.LORA and strategy.spec.b_policy is BPolicy.CORRECTED:
-        moved = corrections(strategy.spec, blocks, heads, delta, folds, strategy.weighting, momentum)
+    moved = corrections(strategy.spec, blocks, heads, delta, folds, strategy.weighting, momentum)
     for block, folded in folds.items():
         base = blocks[block]
         done.blocks[block] = strategy.apply(block, base, folded)

@@ -15,7 +15,7 @@ from coordinator.aggregation import Folded, Weighting
 from coordinator.events import UpdateHead
 from models.local import effective_steps
 from models.partition import Vector, partition
-from models.spec import SHARED, ModelSpec
+from models.spec import SHARED, BPolicy, Mode, ModelSpec
 
 RIDGE = 0.1  # lambda as a part of B's mean squared column: directions that B hardly has are left alone
 
@@ -29,10 +29,13 @@ def corrections(
     weighting: Weighting,
     momentum: float,
 ) -> dict[str, Vector]:
-    """Modality -> what is added to its block (float64, zero but for A_m); `blocks` is where the round began.
+    """Modality -> what is added to its block (float64, zero but for A_m); empty under every other policy.
 
-    Holds one (d, d_m) matrix at a time, whatever the fleet's size. Devices weigh and are step-normalised as in `fold`.
+    `blocks` is where the round began. Devices weigh and are step-normalised as in `fold`. Holds one (d, d_m) matrix a
+    modality, whatever the fleet's size, and asks for every change once.
     """
+    if spec.mode is not Mode.LORA or spec.b_policy is not BPolicy.CORRECTED:
+        return {}
     if SHARED not in folds:
         return {}  # B has not moved: the mean of the products is exact
     cut = partition(spec)
@@ -41,26 +44,28 @@ def corrections(
         name = "fusion.lora_b" if block == SHARED else f"fusion.lora_a.{block}"
         return np.asarray(cut.views(block, vector)[name], np.float64)
 
-    scales = {block: _scales(block, heads, weighting, momentum) for block in folds}
-    before = tensor(SHARED, blocks[SHARED])  # (d, r)
-    b = before + tensor(SHARED, folds[SHARED].delta)
+    before = {block: tensor(block, blocks[block]) for block in folds}  # A_m (r, d_m), B (d, r)
+    after = {block: before[block] + tensor(block, folds[block].delta) for block in folds}
+    b = after.pop(SHARED)
     gram = b.T @ b
     ridge = RIDGE * np.trace(gram) / len(gram)
     if ridge <= 0.0:
         return {}
-    done = {}
+    scales = {block: _scales(block, heads, weighting, momentum) for block in folds}
+    samples = {m: sum(head.samples for head in heads if m in head.blocks) for m in after}
+    residuals = {m: -b @ a for m, a in after.items()}
+    for head in heads:
+        own = {
+            block: before[block] + scales[block][head.device] * tensor(block, delta(head, block))
+            for block in before
+            if block in head.blocks
+        }
+        own_b = own.pop(SHARED, before[SHARED])
+        for m, own_a in own.items():
+            residuals[m] += (head.samples / samples[m]) * (own_b @ own_a)
     solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), b.T)  # (r, d)
-    for m in (m for m in spec.names if m in folds):
-        start = tensor(m, blocks[m])  # (r, d_m)
-        mine = [head for head in heads if m in head.blocks]
-        samples = sum(head.samples for head in mine)
-        residual = -b @ (start + tensor(m, folds[m].delta))
-        for head in mine:
-            own_a = start + scales[m][head.device] * tensor(m, delta(head, m))
-            own_b = before
-            if SHARED in head.blocks:
-                own_b = before + scales[SHARED][head.device] * tensor(SHARED, delta(head, SHARED))
-            residual += (head.samples / samples) * (own_b @ own_a)
+    done = {}
+    for m, residual in residuals.items():
         done[m] = np.zeros(cut.size(m))
         cut.views(m, done[m])[f"fusion.lora_a.{m}"][...] = solved @ residual
     return done

@@ -179,11 +179,16 @@ def _whole_lines(fd: int) -> int:
 
 def _last_second(fd: int, size: int) -> float:
     """The latest time that the last lines of a record name; 0 where there are none."""
-    start, latest = max(0, size - 65536), 0.0
-    for line in os.pread(fd, size - start, start).splitlines()[start > 0 :]:
-        try:
-            one = json.loads(line)
-            latest = max(latest, float(one.get("ended", one.get("at", 0.0))))
-        except (ValueError, AttributeError):
-            continue  # a bad sector took it
+    span, latest = 65536, 0.0
+    while not latest:  # a large fleet's round is a line of megabytes
+        start = max(0, size - span)
+        for line in os.pread(fd, size - start, start).splitlines()[start > 0 :]:
+            try:
+                one = json.loads(line)
+                latest = max(latest, float(one.get("ended", one.get("at", 0.0))))
+            except (ValueError, AttributeError):
+                continue  # a bad sector took it
+        if not start:
+            break
+        span *= 8
     return latest

@@ -12,7 +12,7 @@ from protocol.messages import CoordinatorState, Manifest
 from protocol.topics import Topics
 from protocol.transport import Transport
 
-Message = tuple[str, bytes]  # topic and payload
+Packet = tuple[str, bytes]  # topic and payload
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Publisher:
         for name in list(self._unsaid):
             self._say(name, self._messages(name))
 
-    def _say(self, name: str, messages: list[Message]) -> None:
+    def _say(self, name: str, messages: list[Packet]) -> None:
         """Say those of a block's messages that are not said yet."""
         # What a longer past left behind goes first.
         most = self._chunks[name] = max(len(messages) - 1, self._chunks.get(name, 0))
@@ -91,7 +91,7 @@ class Publisher:
         del self._unsaid[name]
         self._chunks[name] = len(messages) - 1
 
-    def _messages(self, name: str) -> list[Message]:
+    def _messages(self, name: str) -> list[Packet]:
         """The block's chunks, the first with the manifest, and the manifest alone."""
         block = self._blocks[name]
         plain = block.vector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from coordinator.estimate import FedAvgEstimate
@@ -80,3 +81,9 @@ def test_the_clock_of_a_record_goes_on_where_an_earlier_life_ended(tmp_path: Pat
     history.score(390, 3900.0, {"held_out": 0.5})  # an evaluation that took its time
     history.close()
     assert History(tmp_path / "metrics.jsonl").until == 3990.0
+
+
+def test_the_clock_is_found_behind_a_round_of_a_large_fleet(tmp_path: Path) -> None:
+    line = {"kind": "round", "ended": 12.5, "devices": {f"device-{n}": {"seconds": 1.0} for n in range(10_000)}}
+    (tmp_path / "metrics.jsonl").write_text("{}\n" * 3 + json.dumps(line) + "\n")
+    assert History(tmp_path / "metrics.jsonl").until == 12.5
